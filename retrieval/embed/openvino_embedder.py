@@ -1,0 +1,120 @@
+"""Embedding by OpenVINO, and the export it needs. The one file that imports openvino."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from retrieval.embed.base import Vectors
+from retrieval.embed.folder import ModelFolder, openvino_file, read_folder
+from retrieval.embed.tokenize import FolderEmbedder, Tokenizer, Tokens, pad, pool
+from retrieval.errors import EmbedderError
+
+#: The least cosine between exported graph and torch that an export may have; float32 noise is 1e-6.
+_EXPORT_COSINE = 0.9999
+
+#: Of different lengths: a graph that ignores the mask is wrong on every row but the longest.
+_PROBE = ("", "pump", "the pump is opened by trained people when " * 9, "three years of warranty")
+
+
+class _Graph:
+    """A graph compiled at its first call, with one request: calls queue, as they would on its one stream."""
+
+    def __init__(self, file: Path, *, precision: str, threads: int) -> None:
+        self._file = file
+        self._config = {
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            # The engine binds its threads to cores too: two pinned to one core would starve.
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._lock = threading.Lock()
+        self._request: Any = None
+        self._inputs: list[str] = []
+
+    def __call__(self, ids: Tokens, mask: Tokens) -> Vectors:
+        known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+        with self._lock:
+            try:
+                if self._request is None:
+                    self._compile()
+                results = self._request.infer({name: known[name] for name in self._inputs})
+            except RuntimeError as error:
+                raise EmbedderError(f"OpenVINO failed on {self._file}: {error}") from error
+            # A copy: the request writes its next result into the same memory.
+            return np.array(results[0], dtype=np.float32)
+
+    def _compile(self) -> None:
+        import openvino
+
+        compiled = openvino.Core().compile_model(str(self._file), "CPU", self._config)
+        self._inputs = [item.get_any_name() for item in compiled.inputs]
+        self._request = compiled.create_infer_request()
+
+
+def open_openvino(model: ModelFolder, *, threads: int) -> FolderEmbedder:
+    """The folder's embedder on OpenVINO: queries in float32, passages in bfloat16 where the CPU computes in it.
+
+    Queries and passages have a graph each, so that a query does not wait for an ingest's batch. Raises
+    EmbedderError.
+    """
+    file = openvino_file(model.path)
+    if file is None or not model.plain:
+        missing = "has no openvino/openvino_model.xml" if file is None else "needs its own modules"
+        raise EmbedderError(f"embedder {model.path} {missing}; use backend 'torch' or 'auto'")
+    try:
+        import openvino
+    except ImportError as error:
+        raise EmbedderError(
+            "embedder backend 'openvino' needs the package openvino: install groundwire[cpu], or use 'auto'"
+        ) from error
+    # Without the instructions for it, bfloat16 would only be rounding.
+    fast_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return FolderEmbedder(
+        model,
+        queries=_Graph(file, precision="f32", threads=threads),
+        passages=_Graph(file, precision="bf16" if fast_bf16 else "f32", threads=threads),
+    )
+
+
+def export_openvino(folder: Path, target: Path) -> None:
+    """Write the model in `folder` as an OpenVINO graph of token vectors into the new folder `target`.
+
+    The graph is proved against torch on a padded batch before it is kept, because tracing can freeze
+    the mask into it. Float32. Raises EmbedderError.
+    """
+    import openvino
+    import torch
+    from transformers import AutoModel
+
+    model = read_folder(folder, None)
+    tokenizer = Tokenizer(folder / "tokenizer.json", model.max_length_tokens)
+    ids, mask = pad(tokenizer.encode(_PROBE))
+    # Eager attention has no branch on the mask's contents that a trace could freeze.
+    network = AutoModel.from_pretrained(
+        str(folder), attn_implementation="eager", dtype=torch.float32, local_files_only=True
+    ).eval()
+    example = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    with torch.no_grad(), warnings.catch_warnings():
+        # The tracer warns about transformers' own shape checks; the proof below is what counts.
+        warnings.simplefilter("ignore")
+        reference = network(**example)[0].numpy()
+        graph = openvino.convert_model(network, example_input=example)
+    target.mkdir(parents=True)
+    file = target / "openvino_model.xml"
+    openvino.save_model(graph, str(file), compress_to_fp16=False)
+    exported = _Graph(file, precision="f32", threads=1)(ids, mask)
+    cosines = (pool(exported, mask, model.pooling) * pool(reference, mask, model.pooling)).sum(
+        axis=1
+    )
+    if cosines.min() < _EXPORT_COSINE:
+        raise EmbedderError(
+            f"the OpenVINO export of {folder} differs from torch (cosine {cosines.min():.4f} on a padded "
+            "batch); use embedder backend 'torch'"
+        )

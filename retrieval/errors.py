@@ -1,0 +1,40 @@
+"""What can go wrong in retrieval. Messages are written for the person who reads them."""
+
+from __future__ import annotations
+
+
+class RetrievalError(Exception):
+    """The root: whoever calls retrieval needs to catch only this."""
+
+
+class EmbedderError(RetrievalError):
+    """The embedder could not be loaded or could not embed."""
+
+
+class StoreUnavailable(RetrievalError):
+    """Chroma does not answer, or did not answer in time."""
+
+
+class IndexMissing(RetrievalError):
+    """The store has no index (nothing was ingested yet)."""
+
+
+class DimensionMismatch(RetrievalError):
+    """The vectors in the store were made by an embedder of another size."""
+
+
+class DataDirectoryInUse(RetrievalError):
+    """Another process holds the lock on the data directory."""
+
+
+class DeadlineExceeded(RetrievalError):
+    """Retrieval ran past its deadline."""
+
+
+class UnreadableFile(RetrievalError):
+    """A file cannot be turned into text: empty, encrypted, too large, or not what its name says."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason

@@ -1,0 +1,99 @@
+"""`POST /v1/chat/completions`."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+
+from retrieval.types import Passage
+from server import receipts
+from server.auth import Caller
+from server.deps import CallerDep, RequestIdDep, ServicesDep, read_json
+from server.errors import mapped
+from server.grounding import Prepared
+from server.services import Services
+from server.sse import EventStream, unless_gone
+from server.telemetry.recorder import Recording
+from server.wire.chat import ChatRequest
+
+ROUTE = "/v1/chat/completions"
+#: What proxies log for a client that left before the answer; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
+
+router = APIRouter()
+
+
+@router.post(ROUTE)
+async def create_chat_completion(
+    request: Request, services: ServicesDep, caller: CallerDep, request_id: RequestIdDep
+) -> Response:
+    """A chat completion, grounded in the store that the request chooses."""
+    async with AsyncExitStack() as stack:
+        stack.enter_context(services.admission.admit(ROUTE))
+        recording = Recording(services.metrics, ROUTE)
+        try:
+            prepared = await _prepare(request, services, caller, recording)
+            if prepared.plan.stream:
+                return await _stream(request, services, prepared, request_id, stack)
+            answer = await unless_gone(request.receive, services.grounding.complete(prepared))
+        except ClientDisconnect:
+            recording.close("cancelled")
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception as error:
+            recording.close("rejected" if mapped(error).status < 500 else "error")
+            raise
+        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+        headers = receipts.headers(prepared.receipt, recording.trace.timings_ms())
+        recording.close("ok")
+        return Response(body, media_type="application/json", headers=headers)
+
+
+async def _prepare(
+    request: Request, services: Services, caller: Caller, recording: Recording
+) -> Prepared:
+    body, chat = await read_json(request, ChatRequest)
+    base, now = base_url(request, services), time.time()
+
+    def link(passage: Passage) -> str:
+        return services.links.url(base, caller.tenant, passage, now)
+
+    return await unless_gone(
+        request.receive,
+        services.grounding.prepare(
+            body, chat, request.headers, services.models, caller, link, recording
+        ),
+    )
+
+
+async def _stream(
+    request: Request,
+    services: Services,
+    prepared: Prepared,
+    request_id: str,
+    stack: AsyncExitStack,
+) -> Response:
+    events, keep_alive = await unless_gone(request.receive, services.grounding.stream(prepared))
+    place = stack.pop_all()  # the stream gives the place back when it ends
+
+    async def ended(outcome: str) -> None:
+        prepared.recording.close(outcome)
+        await place.aclose()
+
+    return EventStream(
+        events,
+        headers=receipts.headers(prepared.receipt, prepared.recording.trace.timings_ms()),
+        request_id=request_id,
+        keep_alive=keep_alive,
+        keep_alive_seconds=services.settings.keep_alive_seconds,
+        on_end=ended,
+    )
+
+
+def base_url(request: Request, services: Services) -> str:
+    """Where clients see this server: `public_url`, else what this request was sent to."""
+    return services.settings.public_url or str(request.base_url).rstrip("/")

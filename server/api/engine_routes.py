@@ -1,0 +1,111 @@
+"""The engine's own routes that are open: an allow-list, and on request its generating routes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.deps import CallerDep, ServicesDep
+from server.errors import NotFound, envelope
+
+#: Routes that read the model's tokenizer and nothing else.
+ALLOWED = {"/tokenize": ["POST"], "/detokenize": ["POST"], "/version": ["GET"]}
+#: Routes that generate and would bypass grounding: open only with `expose_engine_routes`.
+GENERATING = (
+    "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/invocations",
+    "/v1/chat/completions/batch",
+)
+#: Headers that are between the client and us.
+PRIVATE = (b"authorization", b"cookie", b"x-request-id")
+
+router = APIRouter()
+
+
+class EngineResponse(Response):
+    """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__()
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name not in PRIVATE]
+        # Its own state and app: the engine's middleware must not find ours.
+        inner = {"type": "http", "headers": headers, "state": {}}
+        inner |= {key: scope[key] for key in scope if key in PASSED}
+        await self._app(inner, receive, _Converted(send))
+
+
+PASSED = (
+    "method",
+    "path",
+    "raw_path",
+    "query_string",
+    "http_version",
+    "scheme",
+    "server",
+    "client",
+    "asgi",
+)
+
+
+class _Converted:
+    """Passes a good answer on byte for byte, and gathers a bad one to convert it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            self._start = message
+            return
+        if self._start is None:
+            await self._send(message)
+            return
+        self._body += message.get("body", b"")
+        if not message.get("more_body"):
+            await self._send_error(self._start["status"])
+
+    async def _send_error(self, status: int) -> None:
+        status = 400 if status == 422 else status
+        error_type = "invalid_request_error" if status < 500 else "server_error"
+        message, param = _read_error(self._body)
+        body = json.dumps(envelope(message, error_type, param=param)).encode()
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+
+def _read_error(body: bytes) -> tuple[str, str | None]:
+    try:
+        error: Any = json.loads(body)["error"]
+        return str(error["message"]), error.get("param")
+    except (ValueError, KeyError, TypeError):
+        return body.decode(errors="replace"), None
+
+
+async def forward(request: Request, services: ServicesDep, _: CallerDep) -> Response:
+    """One of the engine's routes. Raises NotFound for a generating one that is not exposed."""
+    path = request.url.path
+    if path in GENERATING and not services.settings.expose_engine_routes:
+        raise NotFound(
+            f"{path} is the engine's own route and bypasses grounding; expose_engine_routes opens it"
+        )
+    return EngineResponse(services.engine.asgi_app)
+
+
+for _path, _methods in ALLOWED.items():
+    router.add_api_route(_path, forward, methods=_methods, include_in_schema=False)
+for _path in GENERATING:
+    router.add_api_route(_path, forward, methods=["POST"], include_in_schema=False)

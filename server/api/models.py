@@ -1,0 +1,54 @@
+"""`GET /v1/models`: the engine's models, the embedder, and `<model>@<store>` for each store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from fastapi import APIRouter
+
+from server.deps import CallerDep, ServicesDep
+from server.errors import ModelNotFound
+from server.plan import NO_STORE
+from server.services import Services
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def list_models(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """Every name that `model` may have, foreign aliases aside."""
+    return {"object": "list", "data": list((await _cards(services, caller.tenant)).values())}
+
+
+@router.get("/v1/models/{model:path}")
+async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+    """One model by its exact name. Raises ModelNotFound."""
+    cards = await _cards(services, caller.tenant)
+    if model not in cards:
+        raise ModelNotFound(f"The model {model!r} does not exist. Known: {', '.join(cards)}.")
+    return cards[model]
+
+
+async def _cards(services: Services, tenant: str) -> dict[str, dict[str, Any]]:
+    chat = await services.engine.models()
+    cards = {
+        card.id: _card(card.id, card.created, card.owned_by, max_model_len=card.max_model_len)
+        for card in chat
+    }
+    created = chat[0].created
+    cards[services.models.embedder] = _card(services.models.embedder, created, "groundwire")
+    stores = await services.catalog.list_stores(tenant)
+    names = Counter(store.name for store in stores)
+    for store in stores:
+        # A name that two stores share, or that means "no retrieval", leaves only the id to call it by.
+        alone = store.name and names[store.name] == 1 and store.name != NO_STORE
+        ref = store.name if alone else store.id
+        for card in chat:
+            name = f"{card.id}@{ref}"
+            cards[name] = _card(name, store.created_at, "groundwire", parent=card.id)
+    return cards
+
+
+def _card(name: str, created: int, owned_by: str, **extra: Any) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": owned_by, **extra}

@@ -1,0 +1,61 @@
+"""`/health`, `/ready` and `/metrics`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from server.catalog import LOCAL_TENANT
+from server.deps import CallerDep, ServicesDep
+from server.services import Services
+from server.telemetry.metrics import exposition
+
+#: A part that has not answered by then is not ready.
+PROBE_SECONDS = 2.0
+
+router = APIRouter()
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The process is alive."""
+    return {"status": "ok"}
+
+
+@router.get("/ready")
+async def ready(services: ServicesDep) -> JSONResponse:
+    """Whether engine, vector store and catalog answer: 200, or 503 with what is wrong."""
+    parts = {
+        "engine": await _probe(_engine(services)),
+        "vectors": await _probe(services.vectors.heartbeat()),
+        "catalog": await _probe(services.catalog.list_stores(LOCAL_TENANT)),
+        "accepting": "the server is shutting down" if services.admission.draining else "ok",
+    }
+    fine = all(state == "ok" for state in parts.values())
+    return JSONResponse({"status": "ready" if fine else "not ready", **parts}, 200 if fine else 503)
+
+
+async def _engine(services: Services) -> None:
+    services.engine.check_health()
+
+
+async def _probe(answer: Awaitable[Any]) -> str:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            await answer
+    except TimeoutError:
+        return f"no answer within {PROBE_SECONDS} s"
+    except Exception as error:  # whatever is wrong with a part, the probe's job is to say so
+        return str(error) or type(error).__name__
+    return "ok"
+
+
+@router.get("/metrics")
+async def metrics(request: Request, services: ServicesDep, _: CallerDep) -> Response:
+    """Prometheus metrics: `groundwire_*`, and the engine's own (`vllm:*`) on the same page."""
+    body, content_type = exposition(services.metrics.registry, request.headers.get("accept", ""))
+    return Response(body, headers={"content-type": content_type})

@@ -1,0 +1,109 @@
+"""The values that the catalog hands out. Frozen: a change is a new row read, never an edit."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from retrieval.types import Passage
+
+Status = Literal["in_progress", "completed", "failed", "cancelled"]
+
+#: Who owns what is made without a key: the command line, and a server without keys.
+LOCAL_TENANT = "local"
+
+
+def new_store_id() -> str:
+    return f"vs_{secrets.token_hex(16)}"
+
+
+def is_store_id(ref: str) -> bool:
+    """Whether `ref` has the form of an id; a store's name may have it too, and ids win."""
+    return re.fullmatch(r"vs_[0-9a-f]{32}", ref) is not None
+
+
+def new_file_id() -> str:
+    return f"file-{secrets.token_hex(16)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """A vector store. Times are Unix seconds; `version` moves with each write to its index.
+
+    `embedder` and `dimension` are None until the first file is ingested.
+    """
+
+    id: str
+    tenant: str
+    name: str
+    metadata: Mapping[str, Any]
+    created_at: int
+    last_active_at: int
+    version: int
+    embedder: str | None
+    dimension: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class StoreTotals:
+    """What a store holds: files that are completed, their passages, and the bytes of those files."""
+
+    files: int
+    passages: int
+    usage_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as the user gave it; `content_hash` (SHA-256, hex) is the key of its bytes."""
+
+    id: str
+    tenant: str
+    filename: str
+    bytes: int
+    content_hash: str
+    purpose: str
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """A file in a store. `indexed_hash` is the content that was last indexed completely (None: none yet).
+
+    `file.content_hash` is the content that was last accepted: the two differ while work is in progress.
+    `source` is the file's identity for the ingester (an absolute path), None for uploads.
+    """
+
+    store_id: str
+    file: File
+    source: str | None
+    status: Status
+    error_code: str | None
+    error_message: str | None
+    indexed_hash: str | None
+    chunks: int
+    usage_bytes: int
+    attributes: Mapping[str, Any]
+    chunking: Mapping[str, Any]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileVersion:
+    """One content of one file on its way into a store, with the passages that it was cut into."""
+
+    file_id: str
+    filename: str
+    bytes: int
+    content_hash: str
+    source: str | None
+    passages: tuple[Passage, ...]
+    chunking: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def usage_bytes(self) -> int:
+        """Bytes of text that the store keeps for the file."""
+        return sum(len(passage.text.encode()) for passage in self.passages)

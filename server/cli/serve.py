@@ -1,0 +1,127 @@
+"""`groundwire serve`: the server. Flags that are no settings of ours are passed on to vLLM.
+
+Exit status: 0 after SIGTERM or Ctrl-C, 1 when a part cannot start or the engine dies, 2 for a bad setting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from server.listener import Listener
+    from server.settings import Settings
+
+#: The settings that have a flag here; the rest are set by environment or file.
+SETTINGS = (
+    "host",
+    "port",
+    "public_url",
+    "engine",
+    "model",
+    "default_store",
+    "data_dir",
+    "models_dir",
+    "catalog_url",
+    "chroma_url",
+    "embedder",
+    "embedder_backend",
+    "top_k",
+    "max_context_tokens",
+    "tool_call_parser",
+    "shutdown_seconds",
+    "log_level",
+)
+
+
+def add_parser(
+    subparsers: argparse._SubParsersAction[argparse.ArgumentParser],
+) -> argparse.ArgumentParser:
+    return subparsers.add_parser(
+        "serve",
+        help="start the server",
+        description="Start the OpenAI-compatible server. Any `vllm serve` flag may follow.",
+        epilog="Every other flag goes to vLLM, for example: groundwire serve --model "
+        "Qwen/Qwen3-4B --max-model-len 8192 --gpu-memory-utilization 0.9",
+    )
+
+
+def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - all of it is in settings
+    """Serve until told to stop."""
+    logging.basicConfig(
+        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    if settings.engine == "scripted" and settings.vllm_args:
+        flags = " ".join(settings.vllm_args)
+        print(
+            f"groundwire: unrecognized arguments for the scripted engine: {flags}", file=sys.stderr
+        )
+        return 2
+    for noisy in ("httpx", "httpcore", "chromadb", "openvino"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    return asyncio.run(_serve(settings))
+
+
+async def _serve(settings: Settings) -> int:
+    from server.app import create_app
+    from server.listener import Listener
+    from server.services import open_services
+
+    progress = _Progress()
+    try:
+        async with open_services(settings, progress) as services:
+            listener = Listener(
+                create_app(settings, services),
+                settings,
+                on_started=lambda url: progress.ready(url, needs_key=bool(services.keys)),
+                on_stopping=services.admission.drain,
+            )
+            watch = asyncio.ensure_future(_stop_when(services.dead, listener))
+            try:
+                await listener.serve()
+            finally:
+                watch.cancel()
+            if services.dead.is_set():
+                # Its workers are gone; an orderly close would wait for them.
+                print(
+                    "groundwire: the engine has died; the server ends", file=sys.stderr, flush=True
+                )
+                return 1
+        progress("stopped")
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    except Exception as error:  # whichever part it was, the reader needs its message, not our stack
+        logging.getLogger(__name__).debug("start failed", exc_info=True)
+        print(f"groundwire: cannot start: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0 if listener.started else 1
+
+
+async def _stop_when(event: asyncio.Event, listener: Listener) -> None:
+    await event.wait()
+    listener.stop()
+
+
+class _Progress:
+    """Says on stderr what the start is doing, with the seconds so far."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __call__(self, step: str) -> None:
+        print(f"[{time.monotonic() - self._start:5.1f} s] {step}", file=sys.stderr, flush=True)
+
+    def ready(self, url: str, *, needs_key: bool) -> None:
+        self(f"Groundwire is ready on {url}")
+        key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+        body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "What is Groundwire?"}]}'
+        print(
+            f"\nTry it:\n  curl {url}/v1/chat/completions{key} \\\n"
+            f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n",
+            file=sys.stderr,
+            flush=True,
+        )

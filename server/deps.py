@@ -1,0 +1,64 @@
+"""What routes ask for, as named types."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeVar, cast
+
+import orjson
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from server.auth import Caller
+from server.errors import BadRequest
+from server.services import Services
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def services_of(request: Request) -> Services:
+    return cast(Services, request.app.state.services)
+
+
+def caller_of(request: Request) -> Caller:
+    """The caller by its key. Raises Unauthorized."""
+    services = services_of(request)
+    try:
+        return services.keys.caller(request.headers.get("authorization"))
+    except Exception:
+        services.metrics.rejected.labels("auth").inc()
+        raise
+
+
+def request_id_of(request: Request) -> str:
+    return cast(str, request.state.request_id)
+
+
+ServicesDep = Annotated[Services, Depends(services_of)]
+CallerDep = Annotated[Caller, Depends(caller_of)]
+RequestIdDep = Annotated[str, Depends(request_id_of)]
+
+
+async def read_json(request: Request, model: type[M]) -> tuple[dict[str, object], M]:
+    """The body as it came and as `model` reads it.
+
+    Raises BadRequest for another content type, for what is no UTF-8, no JSON or no object, and for a wrong
+    field, which it names.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        # A form that a foreign page posts cannot carry this type without the browser asking us first.
+        raise BadRequest(
+            "the body must be JSON, with `Content-Type: application/json`", param="Content-Type"
+        )
+    raw = await request.body()
+    try:
+        body = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"the body is not valid JSON: {error}") from None
+    if not isinstance(body, dict):
+        raise BadRequest("the body must be a JSON object")
+    present = {key: value for key, value in body.items() if value is not None}
+    try:
+        return body, model.model_validate(present)
+    except ValidationError as error:
+        raise BadRequest.of(error) from None

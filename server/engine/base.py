@@ -1,0 +1,107 @@
+"""What the server asks of an engine: OpenAI chat in, a whole completion or a stream of chunks out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from starlette.types import ASGIApp
+
+Body = Mapping[str, Any]
+
+
+class EngineError(Exception):
+    """The root of what an engine can raise."""
+
+
+class EngineRejected(EngineError):
+    """The engine refused the request: its own message, and the HTTP status that it gave."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.param = param
+        self.code = code
+
+
+class EngineOverloaded(EngineError):
+    """The engine's queue is full; the same request may go through later."""
+
+
+class EngineDead(EngineError):
+    """The engine has died and does not come back in this process."""
+
+
+class EngineUnsupported(EngineError):
+    """This engine cannot do what was asked (a route or feature it does not have)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """One model an engine serves. `max_model_len` is prompt and answer together, in tokens."""
+
+    id: str
+    created: int
+    owned_by: str
+    max_model_len: int | None = None
+    root: str | None = None
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTimings:
+    """The engine's own account of one finished request, in seconds and tokens."""
+
+    queue_seconds: float
+    prefill_seconds: float
+    decode_seconds: float
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+
+
+class Engine(Protocol):
+    """One model server. All methods belong to one event loop."""
+
+    @property
+    def max_model_len(self) -> int: ...
+
+    @property
+    def asgi_app(self) -> ASGIApp:
+        """The engine's own HTTP routes, of which the server opens an allow-list."""
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """Texts that the tokenizer turns into one control or added token wherever they stand."""
+
+    async def models(self) -> Sequence[ModelCard]:
+        """The models by the names clients may ask for; the first is the default."""
+
+    async def complete(self, body: Body, request_id: str) -> bytes:
+        """A whole completion as JSON bytes, `id` being `request_id`.
+
+        Cancelling the call aborts the engine's work. Raises EngineError.
+        """
+
+    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
+        """Accept the request, then return its server-sent events, one whole event an item.
+
+        Raises EngineError where the engine refuses; what fails later arrives as an `error` event.
+        `aclose()` on the generator aborts the engine's work.
+        """
+
+    async def count_tokens(self, body: Body) -> int:
+        """Tokens of the prompt that `body` renders to, chat template and tools included. Raises EngineError."""
+
+    def count_text(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text alone, without special tokens."""
+
+    def timings(self, request_id: str) -> EngineTimings | None:
+        """What the engine measured of a finished request, once; None if it does not tell."""
+
+    def check_health(self) -> None:
+        """Raises EngineDead once the engine cannot answer any more."""

@@ -1,0 +1,261 @@
+"""An engine without weights: answers by script, fails on request. For demos, docs, and tests of speed and faults.
+
+It never stands in for the real engine where the question is what the model saw; what it does promise is the
+same wire format as vLLM's, chunk by chunk, so that everything above it runs unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from server.engine.base import (
+    Body,
+    EngineDead,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimings,
+    ModelCard,
+)
+
+#: Its tokenizer: a special token, a run of word characters, or one other character that is not a space.
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)) + r"|\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Script:
+    """What the engine does, the same for each request.
+
+    `answer` is the text; None echoes the question's last words. `fail` is one of "" (never), "reject",
+    "overloaded", "dead" (before the first byte) or "midstream" (after three tokens). Delays are seconds.
+    """
+
+    model: str = "scripted"
+    answer: str | None = "The sources say so [1]."
+    max_model_len: int = 4096
+    queue_seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    token_seconds: float = 0.0
+    fail: str = ""
+
+
+@dataclass
+class Seen:
+    """What the engine was given and gave up, for whoever drives it: bodies, and ids of aborted requests."""
+
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+
+
+class ScriptedEngine:
+    """One scripted engine, as an `Engine`."""
+
+    def __init__(self, script: Script | None = None) -> None:
+        self.script = script or Script()
+        self.seen = Seen()
+        self._timings: dict[str, EngineTimings] = {}
+        self._created = int(time.time())
+
+    @property
+    def max_model_len(self) -> int:
+        return self.script.max_model_len
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        return frozenset(SPECIAL_TOKENS)
+
+    @property
+    def asgi_app(self) -> ASGIApp:
+        return Starlette(
+            routes=[
+                Route("/version", self._version),
+                Route("/tokenize", self._tokenize, methods=["POST"]),
+                Route("/detokenize", self._detokenize, methods=["POST"]),
+            ]
+        )
+
+    async def models(self) -> Sequence[ModelCard]:
+        return [ModelCard(self.script.model, self._created, "groundwire", self.max_model_len)]
+
+    async def complete(self, body: Body, request_id: str) -> bytes:
+        prompt_tokens = await self._accept(body)
+        start = time.perf_counter()
+        try:
+            await asyncio.sleep(self.script.queue_seconds + self.script.prefill_seconds)
+            tokens = self._answer(body)
+            await asyncio.sleep(self.script.token_seconds * len(tokens))
+        except asyncio.CancelledError:
+            self.seen.aborted.append(request_id)
+            raise
+        self._finish(request_id, start, prompt_tokens, len(tokens))
+        message = {
+            "role": "assistant",
+            "content": "".join(tokens),
+            "refusal": None,
+            "annotations": None,
+        }
+        return orjson.dumps(
+            {
+                "id": request_id,
+                "object": "chat.completion",
+                "created": self._created,
+                "model": self.script.model,
+                "choices": [
+                    {"index": i, "message": message, "logprobs": None, "finish_reason": "stop"}
+                    for i in range(body.get("n") or 1)
+                ],
+                "usage": _usage(prompt_tokens, len(tokens)),
+            }
+        )
+
+    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
+        prompt_tokens = await self._accept(body)
+        return self._events(body, request_id, prompt_tokens)
+
+    async def count_tokens(self, body: Body) -> int:
+        # Four per message, as ChatML frames one: start marker, role, newline, end marker.
+        return sum(len(TOKEN.findall(text)) + 4 for text in _texts(body)) + 3
+
+    def count_text(self, texts: Sequence[str]) -> list[int]:
+        return [len(TOKEN.findall(text)) for text in texts]
+
+    def timings(self, request_id: str) -> EngineTimings | None:
+        return self._timings.pop(request_id, None)
+
+    def check_health(self) -> None:
+        if self.script.fail == "dead":
+            raise EngineDead("the scripted engine was told to be dead")
+
+    async def _accept(self, body: Body) -> int:
+        self.seen.bodies.append(dict(body))
+        self.check_health()
+        if self.script.fail == "overloaded":
+            raise EngineOverloaded("the scripted engine was told to be overloaded")
+        if self.script.fail == "reject":
+            raise EngineRejected("the scripted engine was told to reject", param="messages")
+        prompt_tokens = await self.count_tokens(body)
+        if prompt_tokens > self.max_model_len:
+            raise EngineRejected(
+                f"This model's maximum context length is {self.max_model_len} tokens, "
+                f"and the prompt has {prompt_tokens}.",
+                code="context_length_exceeded",
+            )
+        return prompt_tokens
+
+    def _answer(self, body: Body) -> list[str]:
+        text = self.script.answer
+        if text is None:
+            text = " ".join(_texts(body)[-1].split()[-12:])
+        limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        return re.findall(r"\s*\S+", text)[:limit]
+
+    async def _events(
+        self, body: Body, request_id: str, prompt_tokens: int
+    ) -> AsyncGenerator[bytes, None]:
+        start, tokens, n = time.perf_counter(), self._answer(body), body.get("n") or 1
+        done = False
+        try:
+            await asyncio.sleep(self.script.queue_seconds + self.script.prefill_seconds)
+            for i in range(n):
+                yield self._chunk(request_id, i, {"role": "assistant", "content": ""})
+            for position, token in enumerate(tokens):
+                await asyncio.sleep(self.script.token_seconds)
+                if self.script.fail == "midstream" and position == 3:
+                    yield _error_event("the scripted engine was told to fail midstream")
+                    yield b"data: [DONE]\n\n"
+                    done = True
+                    return
+                finish = "stop" if position == len(tokens) - 1 else None
+                for i in range(n):
+                    yield self._chunk(request_id, i, {"content": token}, finish)
+            self._finish(request_id, start, prompt_tokens, len(tokens))
+            done = True
+            if (body.get("stream_options") or {}).get("include_usage"):
+                yield self._event(
+                    request_id, {"choices": [], "usage": _usage(prompt_tokens, len(tokens))}
+                )
+            yield b"data: [DONE]\n\n"
+        finally:
+            if not done:
+                self.seen.aborted.append(request_id)
+
+    def _chunk(
+        self, request_id: str, index: int, delta: dict[str, Any], finish: str | None = None
+    ) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return self._event(request_id, {"choices": [choice]})
+
+    def _event(self, request_id: str, payload: dict[str, Any]) -> bytes:
+        head = {
+            "id": request_id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self.script.model,
+        }
+        return b"data: " + orjson.dumps({**head, **payload}) + b"\n\n"
+
+    def _finish(self, request_id: str, start: float, prompt_tokens: int, tokens: int) -> None:
+        waited = self.script.queue_seconds + self.script.prefill_seconds
+        self._timings[request_id] = EngineTimings(
+            queue_seconds=self.script.queue_seconds,
+            prefill_seconds=self.script.prefill_seconds,
+            decode_seconds=max(time.perf_counter() - start - waited, 0.0),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=tokens,
+            cached_tokens=0,
+        )
+
+    async def _version(self, _: Request) -> Response:
+        return JSONResponse({"version": "scripted"})
+
+    async def _tokenize(self, request: Request) -> Response:
+        body = await request.json()
+        text = body["prompt"] if "prompt" in body else "\n".join(_texts(body))
+        tokens = [sum(token.encode()) for token in TOKEN.findall(text)]
+        return JSONResponse(
+            {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}
+        )
+
+    async def _detokenize(self, _: Request) -> Response:
+        body = {
+            "error": {"message": "the scripted engine cannot detokenize", "type": "x", "code": 501}
+        }
+        return JSONResponse(body, status_code=501)
+
+
+def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def _error_event(message: str) -> bytes:
+    return (
+        b"data: "
+        + orjson.dumps({"error": {"message": message, "type": "server_error", "code": 500}})
+        + b"\n\n"
+    )
+
+
+def _texts(body: Body) -> list[str]:
+    texts = []
+    for message in body.get("messages", ()):
+        content = message.get("content")
+        if isinstance(content, list):
+            content = "\n".join(str(part.get("text", "")) for part in content)
+        texts.append(content or "")
+    return texts

@@ -1,0 +1,329 @@
+"""The product's engine: vLLM's `AsyncLLM` in this process, spoken to through vLLM's own serving layer.
+
+Only the entry points that stayed stable over vLLM's releases are used (`build_async_engine_client`,
+`build_app`, `init_app_state` and the route functions), so that tools, structured outputs, logprobs, `n`,
+stop, seed and usage are vLLM's own. The one file that imports vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.types import ASGIApp, Message
+
+from server.engine.base import (
+    Body,
+    EngineDead,
+    EngineError,
+    EngineOverloaded,
+    EngineRejected,
+    EngineTimings,
+    ModelCard,
+)
+
+#: Finished requests whose timings nobody collected (aborted ones) are kept up to this many.
+KEPT_TIMINGS = 1024
+#: What `/tokenize` reads of a chat request; the rest of the body does not change the prompt.
+TOKENIZE_FIELDS = (
+    "model",
+    "messages",
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "add_special_tokens",
+    "chat_template",
+    "chat_template_kwargs",
+    "mm_processor_kwargs",
+    "media_io_kwargs",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class VllmOptions:
+    """What to serve: `served_name` is the model's public name, `args` are further `vllm serve` flags."""
+
+    model: str
+    served_name: str
+    args: Sequence[str] = ()
+    tool_call_parser: str | None = None
+    environment: Mapping[str, str] | None = None
+
+
+def vllm_command_line(options: VllmOptions) -> list[str]:
+    """Our defaults first, the user's flags last, so that the user's win."""
+    line = ["--model", options.model, "--served-model-name", options.served_name]
+    line += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
+    if options.tool_call_parser:
+        line += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_call_parser]
+    return [*line, *options.args]
+
+
+def parse_vllm_args(options: VllmOptions) -> Any:
+    """vLLM's own namespace for these options.
+
+    vLLM's parser ends the process with its usage message on a flag that it does not know.
+    """
+    for name, value in (options.environment or {}).items():
+        os.environ.setdefault(name, value)
+    # Workers are spawned, never forked: this process has threads by then.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser = make_arg_parser(FlexibleArgumentParser(prog="groundwire serve"))
+    args = parser.parse_args(vllm_command_line(options))
+    validate_parsed_serve_args(args)
+    return args
+
+
+@asynccontextmanager
+async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
+    """Load the model and yield the engine; leaving stops it and its worker processes."""
+    args = parse_vllm_args(options)
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
+    from vllm.entrypoints.launchers.app import build_app
+
+    async with build_async_engine_client(args) as client:
+        tasks = await client.get_supported_tasks()
+        app = build_app(args, tasks, client.model_config)
+        await init_app_state(client, app.state, args, tasks)
+        # vLLM's error handlers set `should_exit` on it when the engine dies; our own watch ends the process.
+        app.state.server = SimpleNamespace(should_exit=False)
+        async with app.router.lifespan_context(app):
+            yield VllmEngine(client, app)
+
+
+class VllmEngine:
+    """One running vLLM, as an `Engine`."""
+
+    def __init__(self, client: Any, app: Any) -> None:
+        from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
+
+        self._client = client
+        self._app = app
+        self._create = create_chat_completion
+        self._chat_request = ChatCompletionRequest
+        self._tokenize_request = TokenizeChatRequest
+        self._tokenizer = client.renderer.get_tokenizer()
+        self._timings = _TimingsLog()
+        if client.logger_manager is not None:
+            client.logger_manager.stat_loggers.append(self._timings)
+
+    @property
+    def asgi_app(self) -> ASGIApp:
+        app: ASGIApp = self._app
+        return app
+
+    @property
+    def max_model_len(self) -> int:
+        return int(self._client.model_config.max_model_len)
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        tokens = {*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()}
+        return frozenset(token for token in tokens if token.strip())
+
+    async def models(self) -> Sequence[ModelCard]:
+        listed = await self._app.state.openai_serving_models.show_available_models()
+        return [
+            ModelCard(
+                card.id, card.created, card.owned_by, card.max_model_len, card.root, card.parent
+            )
+            for card in listed.data
+        ]
+
+    async def complete(self, body: Body, request_id: str) -> bytes:
+        response = await self._route(body, request_id)
+        return bytes(response.body)
+
+    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
+        response = await self._route(body, request_id)
+        if not isinstance(response, StreamingResponse):
+            raise EngineError("vLLM answered a streamed request with a whole body")
+        return _encoded(response.body_iterator)
+
+    async def count_tokens(self, body: Body) -> int:
+        fields = {name: body[name] for name in TOKENIZE_FIELDS if body.get(name) is not None}
+        try:
+            request = self._tokenize_request.model_validate(fields)
+            answer = await self._app.state.serving_tokenization.create_tokenize(
+                request, _raw_request(self._app, "tokenize", asyncio.Event())
+            )
+        except (
+            Exception
+        ) as error:  # vLLM's validation raises many types; each has its one translation
+            raise _translated(error) from error
+        if (refusal := getattr(answer, "error", None)) is not None:
+            raise _rejected(refusal.model_dump())
+        return int(answer.count)
+
+    def count_text(self, texts: Sequence[str]) -> list[int]:
+        return [len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+
+    def timings(self, request_id: str) -> EngineTimings | None:
+        return self._timings.take(request_id)
+
+    def check_health(self) -> None:
+        if self._client.errored:
+            raise EngineDead("the vLLM engine has died; see its log above, then restart the server")
+
+    async def _route(self, body: Body, request_id: str) -> Response:
+        """Call vLLM's route function; when we are cancelled, it hears a client going away."""
+        gone = asyncio.Event()
+        # vLLM derives the completion's id from this header, so the header carries the id we minted.
+        raw = _raw_request(self._app, request_id.removeprefix("chatcmpl-"), gone)
+        try:
+            request = self._chat_request.model_validate(body)
+            call = asyncio.ensure_future(self._create(request, raw))
+            try:
+                response = await asyncio.shield(call)
+            except asyncio.CancelledError:
+                gone.set()
+                await asyncio.wait([call])
+                raise
+        except Exception as error:  # as above: every refusal of vLLM passes through one translation
+            raise _translated(error) from error
+        if response is None:
+            raise EngineError("vLLM dropped the request")
+        if response.status_code >= 400:
+            raise _rejected(orjson.loads(bytes(response.body)).get("error", {}))
+        return response  # type: ignore[no-any-return]
+
+
+def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
+    """The HTTP request that vLLM's functions ask for: no client header travels into the engine."""
+
+    async def receive() -> Message:
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())],
+        "app": app,
+        "state": {},
+    }
+    return Request(scope, receive)
+
+
+async def _encoded(chunks: Any) -> AsyncGenerator[bytes, None]:
+    """vLLM's chunks as bytes; closing this closes vLLM's generator, which aborts the request."""
+    try:
+        async for chunk in chunks:
+            yield chunk.encode() if isinstance(chunk, str) else chunk
+    finally:
+        await chunks.aclose()
+
+
+def _translated(error: Exception) -> Exception:
+    """vLLM's exception as one of ours; an unexpected one is returned as it is, to be logged as a fault."""
+    from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    if isinstance(error, EngineError):
+        return error
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        field = ".".join(
+            str(part) for part in first["loc"] if not str(part).startswith("function-")
+        )
+        message = first["msg"].removeprefix("Value error, ")
+        return EngineRejected(f"{field}: {message}" if field else message, param=field or None)
+    if isinstance(error, EngineDeadError):
+        return EngineDead("the vLLM engine has died")
+    answer = create_error_response(error).error
+    if answer.code >= 500 and answer.code not in (501, 503):
+        return error
+    return _rejected(answer.model_dump())
+
+
+def _rejected(error: Mapping[str, Any]) -> EngineError:
+    message, status = str(error.get("message", "")), int(error.get("code") or 400)
+    if status == 503:
+        return EngineOverloaded(message)
+    # OpenAI's clients look for this code; vLLM only says it in words.
+    too_long = (
+        "maximum context length" in message or "longer than the maximum model length" in message
+    )
+    return EngineRejected(
+        message,
+        status=400 if status == 422 else status,
+        param=error.get("param"),
+        code="context_length_exceeded" if too_long else None,
+    )
+
+
+class _TimingsLog:
+    """A vLLM stat logger that keeps each finished request's timings until they are asked for.
+
+    Appended to vLLM's list of loggers by duck type: its plugin entry point would need a global to reach us.
+    """
+
+    def __init__(self) -> None:
+        self._finished: OrderedDict[str, EngineTimings] = OrderedDict()
+
+    def record(
+        self,
+        scheduler_stats: Any = None,  # noqa: ARG002 - vLLM's signature
+        iteration_stats: Any = None,
+        mm_cache_stats: Any = None,  # noqa: ARG002
+        engine_idx: int = 0,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        for stats in iteration_stats.finished_requests if iteration_stats else ():
+            self._keep(stats.request_id, stats)
+
+    def _keep(self, request_id: str, stats: Any) -> None:
+        timings = EngineTimings(
+            queue_seconds=stats.queued_time,
+            prefill_seconds=stats.prefill_time,
+            decode_seconds=stats.decode_time,
+            prompt_tokens=stats.num_prompt_tokens,
+            completion_tokens=stats.num_generation_tokens,
+            cached_tokens=stats.num_cached_tokens,
+        )
+        if (earlier := self._finished.get(request_id)) is not None:  # n > 1: one entry a choice
+            timings = _longest(earlier, timings)
+        self._finished[request_id] = timings
+        while len(self._finished) > KEPT_TIMINGS:
+            self._finished.popitem(last=False)
+
+    def take(self, request_id: str) -> EngineTimings | None:
+        return self._finished.pop(request_id, None)
+
+    def log(self) -> None: ...
+
+    def log_engine_initialized(self) -> None: ...
+
+    def record_sleep_state(self, *_: Any) -> None: ...
+
+    def record_admission_rejection(self, *_: Any) -> None: ...
+
+
+def _longest(one: EngineTimings, other: EngineTimings) -> EngineTimings:
+    """Choices of one request run side by side: the longest counts, their tokens add up."""
+    return EngineTimings(
+        queue_seconds=max(one.queue_seconds, other.queue_seconds),
+        prefill_seconds=max(one.prefill_seconds, other.prefill_seconds),
+        decode_seconds=max(one.decode_seconds, other.decode_seconds),
+        prompt_tokens=one.prompt_tokens,
+        completion_tokens=one.completion_tokens + other.completion_tokens,
+        cached_tokens=max(one.cached_tokens, other.cached_tokens),
+    )

@@ -1,0 +1,169 @@
+"""Every error that reaches a client: the typed ones of the server, and the one table that maps all to HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from retrieval import errors as retrieval_errors
+from server.catalog import errors as catalog_errors
+from server.engine import base as engine_errors
+
+
+class ServerError(Exception):
+    """The root of the server's own errors. `param` names the field that was wrong."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class BadRequest(ServerError):
+    """The request is wrong; the same request cannot succeed."""
+
+    @classmethod
+    def of(cls, error: ValidationError, prefix: str = "") -> BadRequest:
+        """The first complaint of pydantic's, in words, with its field."""
+        first = error.errors()[0]
+        path = [prefix, *(str(part) for part in first["loc"] if _is_field(part))]
+        field = ".".join(part for part in path if part)
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            message = "no such field"
+        return cls(f"{field}: {message}" if field else message, param=field or None)
+
+
+def _is_field(part: int | str) -> bool:
+    """Pydantic names the branch of a union it tried in the location, such as `list[dict[str,any]]`."""
+    return isinstance(part, int) or (part.replace("_", "").isalnum() and part not in ("str", "int"))
+
+
+class ModelNotFound(ServerError):
+    """No model of this name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="model")
+
+
+class NotFound(ServerError):
+    """No such thing, or not the caller's."""
+
+
+class Unauthorized(ServerError):
+    """No key, or not a valid one."""
+
+
+class Forbidden(ServerError):
+    """The caller may not do this (foreign origin or host)."""
+
+
+class BodyTooLarge(ServerError):
+    """The body is larger than `max_body_bytes`."""
+
+
+class MethodNotAllowed(ServerError):
+    """The path exists, the method does not."""
+
+
+class Overloaded(ServerError):
+    """The server works on as many requests as it may."""
+
+
+class Draining(ServerError):
+    """The server is shutting down and takes no new requests."""
+
+
+class RetrievalFailed(ServerError):
+    """Retrieval failed and the request asked for `on_error: fail`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """How an exception class looks over HTTP. `retry_after_seconds`: a repeat may help after that long."""
+
+    status: int
+    type: str
+    code: str | None
+    retry_after_seconds: int | None = None
+
+
+#: Exception -> HTTP. Looked up along the class's bases, so a subclass without a row takes its parent's.
+TABLE: Mapping[type[Exception], Mapped] = {
+    BadRequest: Mapped(400, "invalid_request_error", None),
+    ModelNotFound: Mapped(404, "invalid_request_error", "model_not_found"),
+    NotFound: Mapped(404, "invalid_request_error", "not_found"),
+    Unauthorized: Mapped(401, "authentication_error", "invalid_api_key"),
+    Forbidden: Mapped(403, "permission_error", "forbidden"),
+    BodyTooLarge: Mapped(413, "invalid_request_error", "body_too_large"),
+    MethodNotAllowed: Mapped(405, "invalid_request_error", "method_not_allowed"),
+    Overloaded: Mapped(503, "server_error", "overloaded", 1),
+    Draining: Mapped(503, "server_error", "shutting_down", 5),
+    RetrievalFailed: Mapped(503, "server_error", "retrieval_failed", 1),
+    ServerError: Mapped(500, "server_error", "internal_error"),
+    engine_errors.EngineRejected: Mapped(400, "invalid_request_error", None),
+    engine_errors.EngineUnsupported: Mapped(404, "invalid_request_error", "unsupported"),
+    engine_errors.EngineOverloaded: Mapped(503, "server_error", "overloaded", 1),
+    engine_errors.EngineDead: Mapped(503, "server_error", "engine_dead", 30),
+    engine_errors.EngineError: Mapped(500, "server_error", "engine_error"),
+    catalog_errors.StoreNotFound: Mapped(404, "invalid_request_error", "store_not_found"),
+    catalog_errors.FileNotFound: Mapped(404, "invalid_request_error", "file_not_found"),
+    catalog_errors.AmbiguousStore: Mapped(400, "invalid_request_error", "ambiguous_store"),
+    catalog_errors.CatalogError: Mapped(500, "server_error", "catalog_error"),
+    retrieval_errors.StoreUnavailable: Mapped(503, "server_error", "store_unavailable", 1),
+    retrieval_errors.DeadlineExceeded: Mapped(503, "server_error", "retrieval_timeout", 1),
+    retrieval_errors.DataDirectoryInUse: Mapped(503, "server_error", "data_directory_in_use", 5),
+    retrieval_errors.UnreadableFile: Mapped(400, "invalid_request_error", "unsupported_file"),
+    retrieval_errors.RetrievalError: Mapped(500, "server_error", "retrieval_error"),
+}
+
+INTERNAL = Mapped(500, "server_error", "internal_error")
+
+
+def mapped(error: Exception) -> Mapped:
+    """The row for an exception; what is in no row is an internal error."""
+    for cls in type(error).__mro__:
+        if cls in TABLE:
+            return TABLE[cls]
+    return INTERNAL
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorAnswer:
+    """Status, headers and OpenAI's envelope, ready to be sent."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Mapping[str, Any]
+
+
+def answer(error: Exception, request_id: str) -> ErrorAnswer:
+    """An exception as clients see it; internals stay in the log, found there by the request id."""
+    row = mapped(error)
+    status, code = row.status, row.code
+    if isinstance(error, engine_errors.EngineRejected):
+        status, code = error.status, error.code
+    message = str(error) or "internal error"
+    if row is INTERNAL:
+        message = f"internal error; the server's log has it under request id {request_id}"
+    headers: dict[str, str] = {}
+    if row.retry_after_seconds is not None:
+        headers["retry-after"] = str(row.retry_after_seconds)
+    elif status >= 500 or status == 409:
+        headers["x-should-retry"] = "false"
+    if status == 401:
+        headers["www-authenticate"] = "Bearer"
+    error_type = row.type if status < 500 or row.type == "server_error" else "server_error"
+    return ErrorAnswer(
+        status,
+        headers,
+        envelope(message, error_type, param=getattr(error, "param", None), code=code),
+    )
+
+
+def envelope(
+    message: str, error_type: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, Any]:
+    return {"error": {"message": message, "type": error_type, "param": param, "code": code}}

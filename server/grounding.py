@@ -1,0 +1,307 @@
+"""The use case, and the only place where retrieval meets an engine: a question becomes a grounded answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from retrieval.errors import DeadlineExceeded, RetrievalError
+from retrieval.pack import pack
+from retrieval.pipeline import Retriever
+from retrieval.trace import Trace
+from retrieval.types import Context, Passage, Query, Retrieval
+from server import weave
+from server.auth import Caller
+from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
+from server.engine.base import Engine, EngineRejected
+from server.errors import BadRequest, RetrievalFailed
+from server.inject import Breaker, inject, render_block, render_source
+from server.plan import Defaults, Models, Plan, engine_body, plan
+from server.receipts import Receipt
+from server.telemetry.recorder import Recording
+from server.wire.chat import ChatRequest
+
+log = logging.getLogger(__name__)
+
+#: What is said where `on_empty: refuse` finds nothing to answer from.
+REFUSAL = "The documents hold nothing about this."
+#: Joining texts can cost a token at each seam that counting them apart does not see.
+SEAM_TOKENS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class GroundingSettings:
+    """What grounding needs to know beside the request."""
+
+    defaults: Defaults
+    min_similarity: float
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready for the engine: what it asked, what it was given, and the body to send."""
+
+    plan: Plan
+    receipt: Receipt
+    body: Mapping[str, Any]
+    completion_id: str
+    recording: Recording
+
+    @property
+    def grounded(self) -> bool:
+        return self.receipt.status != "off"
+
+
+class Grounding:
+    """Plans, retrieves, packs and injects; then hands to the engine and weaves what comes back."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        retriever: Retriever,
+        catalog: Catalog,
+        settings: GroundingSettings,
+        embedder: str,
+    ) -> None:
+        self._engine = engine
+        self._retriever = retriever
+        self._catalog = catalog
+        self._settings = settings
+        self._embedder = embedder
+        self._breaker = Breaker(engine.special_tokens)
+
+    async def prepare(
+        self,
+        body: Mapping[str, Any],
+        request: ChatRequest,
+        headers: Mapping[str, str],
+        models: Models,
+        caller: Caller,
+        link: Callable[[Passage], str],
+        recording: Recording,
+    ) -> Prepared:
+        """Everything before the engine.
+
+        Raises BadRequest, ModelNotFound, CatalogError (a store that is not the caller's), RetrievalFailed.
+        """
+        trace = recording.trace
+        with trace.stage("plan"):
+            planned = plan(request, headers, models, self._settings.defaults)
+            to_engine = engine_body(body, planned)
+            stores = await self._stores(planned, caller)
+        _salt(to_engine, caller)
+        receipt = Receipt("off", link)
+        if planned.searches:
+            receipt = Receipt("miss", link, question=planned.question)
+            receipt = replace(receipt, include_text=planned.include_text, footer=planned.footer)
+            receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
+        recording.grounded_in(receipt)
+        return Prepared(planned, receipt, to_engine, recording.completion_id, recording)
+
+    async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
+        if not planned.searches:
+            return ()
+        try:
+            return tuple(
+                [await self._catalog.find_store(caller.tenant, ref) for ref in planned.store_refs]
+            )
+        except StoreNotFound:
+            if planned.chosen:
+                raise
+            return ()  # the server's default store: not made yet, or another tenant's
+        except AmbiguousStore as error:
+            raise BadRequest(str(error), param="model") from error
+
+    async def _ground(
+        self,
+        planned: Plan,
+        stores: tuple[Store, ...],
+        receipt: Receipt,
+        body: dict[str, Any],
+        trace: Trace,
+    ) -> tuple[Receipt, dict[str, Any]]:
+        if not stores:
+            return replace(receipt, reason="no_store"), body
+        if not planned.question:
+            return replace(receipt, reason="empty_query"), body
+        counting = asyncio.ensure_future(self._room(planned, body))
+        try:
+            retrieval = await self._retrieve(planned, stores, trace)
+        except RetrievalError as error:
+            counting.cancel()
+            return self._degraded(planned, receipt, error), body
+        except BaseException:
+            counting.cancel()
+            raise
+        room = await counting
+        if not retrieval.candidates:
+            return replace(receipt, reason="no_hits"), body
+        best = retrieval.best_similarity
+        if best is not None and best < self._settings.min_similarity:
+            return replace(receipt, reason="below_similarity"), body
+        with trace.stage("pack"):
+            context, rendered = self._pack(planned, retrieval, room)
+        receipt = replace(receipt, dropped=context.dropped)
+        if not context.sources:
+            low = all(drop.reason == "below_threshold" for drop in context.dropped)
+            return replace(receipt, reason="below_threshold" if low else "no_room"), body
+        with trace.stage("inject"):
+            assert planned.question_index is not None
+            messages = inject(body["messages"], planned.question_index, render_block(rendered))
+        receipt = replace(
+            receipt, status="hit", sources=context.sources, context_tokens=context.tokens
+        )
+        return receipt, {**body, "messages": messages}
+
+    async def _retrieve(self, planned: Plan, stores: tuple[Store, ...], trace: Trace) -> Retrieval:
+        for store in stores:
+            if store.embedder is not None and store.embedder != self._embedder:
+                conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
+                raise RetrievalError(str(conflict))
+        query = Query(planned.question, tuple(store.id for store in stores), planned.top_k)
+        timeout = self._settings.timeout_seconds
+        return await self._retriever.retrieve(query, trace, timeout_seconds=timeout)
+
+    def _degraded(self, planned: Plan, receipt: Receipt, error: RetrievalError) -> Receipt:
+        log.warning("retrieval failed: %s", error)
+        if planned.on_error == "fail":
+            raise RetrievalFailed(
+                f"retrieval failed, and the request says on_error: fail: {error}"
+            ) from error
+        reason = "timeout" if isinstance(error, DeadlineExceeded) else "unavailable"
+        return replace(receipt, status="degraded", reason=reason)
+
+    async def _room(self, planned: Plan, body: Mapping[str, Any]) -> int:
+        """Prompt tokens free for sources: never so many that the client's answer gets shorter."""
+        try:
+            prompt = await self._engine.count_tokens(body)
+        except EngineRejected:
+            return 0  # the engine will say what is wrong with the request, in its own words
+        free = self._engine.max_model_len - prompt - planned.answer_tokens
+        return min(free, planned.max_context_tokens)
+
+    def _pack(self, planned: Plan, retrieval: Retrieval, room: int) -> tuple[Context, list[str]]:
+        candidates = retrieval.candidates
+        # The number's own width changes nothing that matters: two digits cost what one does, or one more.
+        drafts = [render_source(c.passage, 10 + i, self._breaker) for i, c in enumerate(candidates)]
+        *costs, frame = self._engine.count_text([*drafts, render_block([])])
+        context = pack(
+            candidates,
+            [cost + SEAM_TOKENS for cost in costs],
+            budget_tokens=room,
+            frame_tokens=frame + SEAM_TOKENS,
+            max_sources=planned.top_k,
+            score_threshold=planned.score_threshold,
+        )
+        sources = enumerate(context.sources, start=1)
+        return context, [render_source(c.passage, number, self._breaker) for number, c in sources]
+
+    async def complete(self, prepared: Prepared) -> bytes | dict[str, Any]:
+        """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""
+        recording = prepared.recording
+        if self._refuses(prepared):
+            raw = self._refusal(prepared)
+        else:
+            raw = await self._engine.complete(prepared.body, prepared.completion_id)
+            recording.engine_finished(self._engine.timings(prepared.completion_id))
+        model = prepared.plan.model
+        if not prepared.grounded:
+            return weave.rename(raw, model)
+        with recording.trace.stage("weave"):
+            timings = recording.trace.timings_ms()
+            return weave.weave(raw, prepared.receipt, model=model, timings_ms=timings)
+
+    async def stream(self, prepared: Prepared) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
+        """The answer's events, once the engine has accepted; and the keep-alive event, if it has one."""
+        if self._refuses(prepared):
+            events = _refusal_events(prepared)
+        else:
+            events = await self._engine.stream(prepared.body, prepared.completion_id)
+        if not prepared.grounded:
+            return self._plain(prepared, events), None
+        weaver = weave.Weaver(
+            prepared.receipt,
+            completion_id=prepared.completion_id,
+            created=int(time.time()),
+            model=prepared.plan.model,
+            choices=max(int(prepared.body.get("n") or 1), 1),
+        )
+        return self._woven(prepared, events, weaver), weaver.keep_alive()
+
+    async def _plain(
+        self, prepared: Prepared, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        renamer = weave.Renamer(prepared.plan.model)
+        async for raw in self._watched(prepared, events):
+            yield renamer.feed(raw)
+
+    async def _woven(
+        self, prepared: Prepared, events: AsyncGenerator[bytes, None], weaver: weave.Weaver
+    ) -> AsyncGenerator[bytes, None]:
+        recording = prepared.recording
+        yield weaver.opening(recording.trace.timings_ms())
+        weaving = 0.0
+        try:
+            async for raw in self._watched(prepared, events):
+                start = time.perf_counter()
+                out = weaver.feed(raw)
+                weaving += time.perf_counter() - start
+                if out:
+                    yield out
+        finally:
+            recording.trace.record("weave", weaving)
+
+    async def _watched(
+        self, prepared: Prepared, events: AsyncGenerator[bytes, None]
+    ) -> AsyncGenerator[bytes, None]:
+        """The engine's events; notes the first token, turns a failure into the stream's last event."""
+        recording = prepared.recording
+        try:
+            async for raw in events:
+                if raw.startswith(weave.ERROR):
+                    recording.failed()
+                    yield weave.error_event(raw)
+                    return
+                if not recording.has_token and b'"role"' not in raw:
+                    recording.first_token()
+                if raw == weave.DONE:
+                    # Before the client hears the end, so that what it reads next is already counted.
+                    recording.engine_finished(self._engine.timings(prepared.completion_id))
+                yield raw
+        finally:
+            await events.aclose()
+
+    def _refuses(self, prepared: Prepared) -> bool:
+        return prepared.plan.on_empty == "refuse" and prepared.receipt.status in (
+            "miss",
+            "degraded",
+        )
+
+    def _refusal(self, prepared: Prepared) -> bytes:
+        return weave.refusal(
+            REFUSAL,
+            completion_id=prepared.completion_id,
+            created=int(time.time()),
+            model=prepared.plan.model,
+        )
+
+
+async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
+    head = {"id": prepared.completion_id, "object": "chat.completion.chunk"}
+    choice = {"index": 0, "delta": {"content": REFUSAL}, "finish_reason": "stop"}
+    yield weave.event({**head, "choices": [choice]})
+    if (prepared.body.get("stream_options") or {}).get("include_usage"):
+        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+        yield weave.event({**head, "choices": [], "usage": usage})
+    yield weave.DONE
+
+
+def _salt(body: dict[str, Any], caller: Caller) -> None:
+    """Keep one tenant's prefix cache apart from another's; a salt of the client's divides it further."""
+    if caller.cache_salt is not None:
+        body["cache_salt"] = f"{caller.cache_salt}{body.get('cache_salt') or ''}"

@@ -1,0 +1,52 @@
+"""The HTTP listener: uvicorn, told when it listens and when it stops."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from server.settings import Settings
+
+
+class Listener(uvicorn.Server):
+    """Serves an app; `on_started` gets the URL, `on_stopping` is called before connections are drained."""
+
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        *,
+        on_started: Callable[[str], None],
+        on_stopping: Callable[[], None],
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                host=settings.host,
+                port=settings.port,
+                log_config=None,
+                log_level=settings.log_level,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=int(settings.shutdown_seconds),
+            )
+        )
+        self._on_started = on_started
+        self._on_stopping = on_stopping
+
+    def stop(self) -> None:
+        """End `serve()` after the requests in flight."""
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            host, port = self.servers[0].sockets[0].getsockname()[:2]
+            self._on_started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._on_stopping()
+        await super().shutdown(sockets)

@@ -1,0 +1,287 @@
+"""plan: what a request asks for becomes a `Plan`: which stores, which question, which options. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import ValidationError
+
+from server.errors import BadRequest, ModelNotFound
+from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
+
+Role = Literal["chat", "embedder"]
+#: The store name that means "no retrieval" in a model alias.
+NO_STORE = "none"
+#: What OpenAI's answers carry and clients send back in the next turn, though no template reads it.
+ECHOED = ("annotations", "refusal", "audio", "function_call", "tool_calls")
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern."""
+
+    chat: tuple[str, ...]
+    embedder: str
+    aliases: Mapping[str, str]
+
+    def resolve(self, name: str) -> str | None:
+        """The real model behind an exact or foreign name; None if there is none."""
+        if name in self.chat or name == self.embedder:
+            return name
+        for pattern, target in self.aliases.items():
+            if fnmatchcase(name, pattern):
+                return {"chat": self.chat[0], "embedder": self.embedder}.get(target, target)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The settings that a request may override."""
+
+    default_store: str | None
+    top_k: int
+    max_context_tokens: int
+    answer_reserve_tokens: int
+    on_error: Literal["skip", "fail"]
+    media_domains: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One request, understood.
+
+    `store_refs` are ids or names as the client wrote them; empty means no retrieval. `answer_tokens` is
+    what the budget keeps for the answer; `question_index` is the message that carries question and context.
+    """
+
+    model: str
+    engine_model: str
+    stream: bool
+    store_refs: tuple[str, ...]
+    question: str
+    question_index: int | None
+    top_k: int
+    score_threshold: float
+    max_context_tokens: int
+    answer_tokens: int
+    on_error: Literal["skip", "fail"]
+    on_empty: Literal["answer", "refuse"]
+    include_text: bool
+    footer: bool
+    chosen: bool
+
+    @property
+    def searches(self) -> bool:
+        return bool(self.store_refs) and self.question_index is not None
+
+
+def plan(
+    request: ChatRequest, headers: Mapping[str, str], models: Models, defaults: Defaults
+) -> Plan:
+    """Apply WIRE section 2 to a request.
+
+    `headers` must be lower-cased. Raises BadRequest naming the field, ModelNotFound.
+    """
+    refuse_remote_media(request.messages, defaults.media_domains)
+    name = request.model or models.chat[0]
+    engine_model, alias_store = _split_model(name, models)
+    rag = request.rag or RagOptions()
+    _refuse_unbuilt(rag)
+    tool = _file_search(request.tools or ())
+    if tool is not None and tool.filters is not None:
+        raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
+    refs, chosen = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
+    index = _question_index(request)
+    ranking = (tool.ranking_options if tool else None) or rag.ranking_options
+    return Plan(
+        model=name,
+        engine_model=engine_model,
+        stream=bool(request.stream),
+        store_refs=refs,
+        question=_text(request.messages[index].content) if index is not None else "",
+        question_index=index,
+        top_k=_top_k(tool, rag, headers, defaults.top_k),
+        score_threshold=(ranking.score_threshold if ranking else None) or 0.0,
+        max_context_tokens=(
+            defaults.max_context_tokens
+            if rag.max_context_tokens is None
+            else rag.max_context_tokens
+        ),
+        answer_tokens=_answer_tokens(request, defaults.answer_reserve_tokens),
+        on_error=rag.on_error or defaults.on_error,
+        on_empty=rag.on_empty or "answer",
+        include_text=bool(rag.include_text),
+        footer=bool(rag.footer),
+        chosen=chosen,
+    )
+
+
+def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """The request as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
+    engine = {
+        key: value
+        for key, value in body.items()
+        if value is not None and key not in ("rag", "request_id")
+    }
+    engine["model"] = plan.engine_model
+    engine["messages"] = [_engine_message(message) for message in body["messages"]]
+    tools = engine.get("tools")
+    if isinstance(tools, list) and any(_is_file_search(tool) for tool in tools):
+        engine["tools"] = [tool for tool in tools if not _is_file_search(tool)]
+        if _is_file_search(engine.get("tool_choice")):
+            engine.pop("tool_choice")
+        if not engine["tools"]:
+            # Each of these is a 400 of the engine's without tools.
+            for key in ("tools", "tool_choice", "parallel_tool_calls"):
+                engine.pop(key, None)
+    return engine
+
+
+def _engine_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
+    """One message without what only clients echo back (`annotations`, nulls); `developer` is `system`."""
+    if message.get("role") == "developer":
+        message = {**message, "role": "system"}
+    echoed = [
+        key for key in ECHOED if key in message and (key == "annotations" or message[key] is None)
+    ]
+    return (
+        {key: value for key, value in message.items() if key not in echoed} if echoed else message
+    )
+
+
+def refuse_remote_media(messages: Sequence[Message], domains: Sequence[str]) -> None:
+    """Raises BadRequest for a media part whose URL would make the server fetch from a domain not listed."""
+    for index, message in enumerate(messages):
+        content = message.content
+        for position, part in enumerate(content if isinstance(content, list) else ()):
+            media = part.get(str(part.get("type")))
+            url = media.get("url") if isinstance(media, dict) else media
+            if part.get("type") == "text" or not isinstance(url, str) or url.startswith("data:"):
+                continue
+            host = urlsplit(url).hostname or ""
+            if host not in domains:
+                raise BadRequest(
+                    f"the server fetches no media from {host or url[:40]!r}; send it as a data: URL, "
+                    "or list the domain in allowed_media_domains",
+                    param=f"messages.{index}.content.{position}",
+                )
+
+
+def _split_model(name: str, models: Models) -> tuple[str, str | None]:
+    """(engine's model, store of the alias). Exact and foreign names are tried before the last `@` splits."""
+    resolved, store = models.resolve(name), None
+    if resolved is None and "@" in name:
+        base, _, store = name.rpartition("@")
+        resolved = models.resolve(base) if base else models.chat[0]
+    if resolved is None:
+        known = ", ".join((*models.chat, models.embedder, *models.aliases))
+        raise ModelNotFound(f"The model {name!r} does not exist. Known: {known}.")
+    if resolved not in models.chat:
+        raise BadRequest(f"{name!r} is an embedding model; it cannot chat", param="model")
+    if store == "":
+        raise BadRequest(f"{name!r} names no store after the @", param="model")
+    return resolved, store
+
+
+def _refuse_unbuilt(rag: RagOptions) -> None:
+    if rag.filters is not None:
+        raise BadRequest("rag.filters is not supported yet", param="rag.filters")
+    if rag.dry_run:
+        raise BadRequest("rag.dry_run is not supported yet", param="rag.dry_run")
+
+
+def _is_file_search(tool: Any) -> bool:
+    return isinstance(tool, dict) and tool.get("type") == "file_search"
+
+
+def _file_search(tools: Sequence[Any]) -> FileSearchTool | None:
+    found = [(index, tool) for index, tool in enumerate(tools) if _is_file_search(tool)]
+    if len(found) > 1:
+        raise BadRequest("give file_search once; it takes several vector_store_ids", param="tools")
+    for index, tool in found:
+        try:
+            return FileSearchTool.model_validate(
+                {key: value for key, value in tool.items() if value is not None}
+            )
+        except ValidationError as error:
+            raise BadRequest.of(error, prefix=f"tools.{index}") from None
+    return None
+
+
+def _choose_stores(
+    tool: FileSearchTool | None,
+    rag: RagOptions,
+    headers: Mapping[str, str],
+    alias_store: str | None,
+    default_store: str | None,
+) -> tuple[tuple[str, ...], bool]:
+    """The first of WIRE section 2's five ways in that says something, and whether the client said it."""
+    if tool is not None:
+        return tuple(dict.fromkeys(tool.vector_store_ids)), True
+    if rag.enabled is False:
+        return (), True
+    if rag.vector_store_ids:
+        return tuple(dict.fromkeys(rag.vector_store_ids)), True
+    switch = headers.get("x-rag", "").strip().lower()
+    if switch not in ("", "on", "off"):
+        raise BadRequest("the header X-RAG takes on or off", param="X-RAG")
+    if switch == "off" and rag.enabled is None:
+        return (), True
+    named = [ref.strip() for ref in headers.get("x-rag-vector-store", "").split(",")]
+    if refs := tuple(dict.fromkeys(ref for ref in named if ref)):
+        return refs, True
+    if alias_store == NO_STORE:
+        return (), True
+    if alias_store is not None:
+        return (alias_store,), True
+    if default_store is not None:
+        return (default_store,), False
+    if rag.enabled or switch == "on":
+        raise BadRequest(
+            "no store to search: name one in rag.vector_store_ids, or set default_store",
+            param="rag.vector_store_ids",
+        )
+    return (), False
+
+
+def _top_k(
+    tool: FileSearchTool | None, rag: RagOptions, headers: Mapping[str, str], default: int
+) -> int:
+    if tool is not None and tool.max_num_results is not None:
+        return tool.max_num_results
+    if rag.max_num_results is not None:
+        return rag.max_num_results
+    header = headers.get("x-rag-top-k", "").strip()
+    if not header:
+        return default
+    if not header.isascii() or not header.isdigit() or not 1 <= int(header[:6]) <= 50:
+        raise BadRequest("the header X-RAG-Top-K takes a number from 1 to 50", param="X-RAG-Top-K")
+    return int(header)
+
+
+def _question_index(request: ChatRequest) -> int | None:
+    """The latest user message: after tool turns and before a prefill it is still the question."""
+    for index in range(len(request.messages) - 1, -1, -1):
+        if request.messages[index].role == "user":
+            return index
+    return None
+
+
+def _text(content: str | list[dict[str, Any]] | None) -> str:
+    if isinstance(content, str):
+        return content.strip()
+    texts = [part.get("text") for part in content or () if part.get("type") == "text"]
+    return "\n".join(text for text in texts if isinstance(text, str)).strip()
+
+
+def _answer_tokens(request: ChatRequest, reserve: int) -> int:
+    limit = (
+        request.max_completion_tokens
+        if request.max_completion_tokens is not None
+        else request.max_tokens
+    )
+    return reserve if limit is None else max(limit, 0)

@@ -1,0 +1,153 @@
+"""The one account of what a request was grounded in; all that is shown of sources is read from it. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+from urllib.parse import quote
+
+from retrieval.types import Candidate, Drop, Passage
+
+Status = Literal["hit", "miss", "off", "degraded"]
+#: Node's HTTP client refuses more than 16 KB of headers; ours stay far below (WIRE section 4).
+MAX_HEADER_SOURCES = 20
+MAX_HEADER_BYTES = 2048
+#: Code in any fence or backticks, and Markdown links: `[1]` in them is no citation.
+NOT_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|\[[^\]\n]*\]\([^)\n]*\)|\[[^\]\n]*\]:\s", re.DOTALL
+)
+MARKER = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """Why an answer saw what it saw.
+
+    `reason` explains a status other than hit (`no_room`, `below_similarity`, `no_hits`, `empty_query`,
+    `no_store`, `timeout`, `unavailable`). `link` makes a passage's absolute URL.
+    """
+
+    status: Status
+    link: Callable[[Passage], str]
+    reason: str | None = None
+    question: str = ""
+    sources: tuple[Candidate, ...] = ()
+    dropped: tuple[Drop, ...] = ()
+    context_tokens: int = 0
+    include_text: bool = False
+    footer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """A marker `[n]` in the answer: code point offsets into the text, and the source's index from 0."""
+
+    start: int
+    end: int
+    source: int
+
+
+def find_citations(text: str, sources: int) -> list[Citation]:
+    """The markers that name one of `sources` sources, in order; those in code and links do not count."""
+    if "[" not in text:
+        return []
+    masked = NOT_PROSE.sub(lambda match: " " * len(match.group()), text)
+    found = []
+    for match in MARKER.finditer(masked):
+        for number in match.group(1).split(","):
+            if 1 <= int(number) <= sources:
+                found.append(Citation(match.start(), match.end(), int(number) - 1))
+    return found
+
+
+def annotate(receipt: Receipt, text: str) -> tuple[list[dict[str, Any]], bool]:
+    """OpenAI's `url_citation` annotations of an answer, and whether the text itself cites anything.
+
+    A text that cites nothing still gets its packed sources, at start = end = len(text).
+    """
+    citations = find_citations(text, len(receipt.sources))
+    cited = bool(citations)
+    if not cited:
+        end = len(text)
+        citations = [Citation(end, end, index) for index in range(len(receipt.sources))]
+    return [_annotation(receipt, citation) for citation in citations], cited
+
+
+def _annotation(receipt: Receipt, citation: Citation) -> dict[str, Any]:
+    passage = receipt.sources[citation.source].passage
+    return {
+        "type": "url_citation",
+        "url_citation": {
+            "start_index": citation.start,
+            "end_index": citation.end,
+            "title": passage.label,
+            "url": receipt.link(passage),
+        },
+    }
+
+
+def rag_field(
+    receipt: Receipt, timings_ms: Mapping[str, float], *, cited: bool | None = None
+) -> dict[str, Any]:
+    """The response's `rag` object; `cited` is absent from a stream's first chunk, where it is unknown."""
+    field: dict[str, Any] = {"status": receipt.status}
+    if receipt.reason is not None:
+        field["reason"] = receipt.reason
+    field["search_results"] = [
+        {
+            "object": "vector_store.search_results.page",
+            "search_query": [receipt.question],
+            "data": [_result(candidate, receipt.include_text) for candidate in receipt.sources],
+            "has_more": False,
+            "next_page": None,
+        }
+    ]
+    if cited is not None:
+        field["cited"] = cited
+    field["timings_ms"] = dict(timings_ms)
+    return field
+
+
+def _result(candidate: Candidate, include_text: bool) -> dict[str, Any]:
+    passage = candidate.passage
+    attributes: dict[str, Any] = {} if passage.page is None else {"page": passage.page}
+    return {
+        "file_id": passage.file_id,
+        "filename": passage.filename,
+        "score": round(candidate.score, 6),
+        "attributes": attributes,
+        "content": [{"type": "text", "text": passage.text}] if include_text else [],
+    }
+
+
+def footer(receipt: Receipt) -> str:
+    """A sources list as text, for clients that show neither annotations nor headers."""
+    if not (receipt.footer and receipt.sources):
+        return ""
+    lines = [
+        f"[{number}] {candidate.passage.label}: {receipt.link(candidate.passage)}"
+        for number, candidate in enumerate(receipt.sources, start=1)
+    ]
+    return "\n\nSources:\n" + "\n".join(lines)
+
+
+def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]:
+    """`x-rag-status`, `x-rag-sources` and `Server-Timing`; ASCII only."""
+    out: dict[str, str] = {"x-rag-status": receipt.status}
+    if receipt.sources:
+        out["x-rag-sources"] = _source_list([c.passage.file_id for c in receipt.sources])
+    if timings_ms:
+        out["server-timing"] = ", ".join(f"{name};dur={ms:g}" for name, ms in timings_ms.items())
+    return out
+
+
+def _source_list(file_ids: Sequence[str]) -> str:
+    unique = [quote(file_id, safe="-_.") for file_id in dict.fromkeys(file_ids)]
+    kept: list[str] = []
+    for file_id in unique[:MAX_HEADER_SOURCES]:
+        if len(",".join([*kept, file_id])) > MAX_HEADER_BYTES - len(",…"):
+            break
+        kept.append(file_id)
+    return ",".join(kept) + (",..." if len(kept) < len(unique) else "")

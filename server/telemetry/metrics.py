@@ -1,0 +1,125 @@
+"""Prometheus: what is counted, in which buckets. The one file that imports prometheus_client."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from prometheus_client import REGISTRY as PROCESS_REGISTRY
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+
+from retrieval.trace import StageRecord
+from server.engine.base import EngineTimings
+
+#: From half a millisecond (pack, fuse) to two minutes (decode on a CPU): each doubling or so.
+STAGE_BUCKETS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+)  # fmt: skip
+REQUEST_BUCKETS = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+TTFT_BUCKETS = (
+    0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
+)  # fmt: skip
+
+
+class Metrics:
+    """All of Groundwire's own metrics, in the registry that is passed in.
+
+    Never under the prefix `vllm:`: vLLM unregisters those at start.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.stage_seconds = Histogram(
+            "groundwire_stage_duration_seconds",
+            "Time spent in one stage of one request.",
+            ("stage", "outcome"),
+            buckets=STAGE_BUCKETS,
+            registry=registry,
+        )
+        self.request_seconds = Histogram(
+            "groundwire_request_duration_seconds",
+            "From the request's first byte in to the answer's last byte out.",
+            ("route", "outcome", "grounded"),
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
+        self.ttft_seconds = Histogram(
+            "groundwire_time_to_first_token_seconds",
+            "From the request's first byte in to the first generated token, retrieval included.",
+            ("grounded",),
+            buckets=TTFT_BUCKETS,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "groundwire_requests_in_flight",
+            "Requests being worked on.",
+            ("route",),
+            registry=registry,
+        )
+        self.rejected = Counter(
+            "groundwire_requests_rejected_total",
+            "Requests turned away before any work, by reason.",
+            ("reason",),
+            registry=registry,
+        )
+        self.aborted = Counter(
+            "groundwire_requests_aborted_total",
+            "Requests whose client went away before the end.",
+            ("route",),
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "groundwire_tokens_total",
+            "Tokens by kind: prompt (all), context (what the sources took of it), cached, completion.",
+            ("kind",),
+            registry=registry,
+        )
+        self.retrievals = Counter(
+            "groundwire_retrievals_total",
+            "Requests by what retrieval gave them.",
+            ("status",),
+            registry=registry,
+        )
+        self.chroma_restarts = Counter(
+            "groundwire_chroma_restarts_total",
+            "How often the supervised Chroma child was started again.",
+            registry=registry,
+        )
+
+    def observe_stages(self, records: Iterable[StageRecord]) -> None:
+        for record in records:
+            self.stage_seconds.labels(record.stage, record.outcome).observe(record.duration_seconds)
+
+    def observe_tokens(self, timings: EngineTimings | None, context_tokens: int) -> None:
+        self.tokens.labels("context").inc(context_tokens)
+        if timings is not None:
+            self.tokens.labels("prompt").inc(timings.prompt_tokens)
+            self.tokens.labels("cached").inc(timings.cached_tokens)
+            self.tokens.labels("completion").inc(timings.completion_tokens)
+
+
+def new_registry() -> CollectorRegistry:
+    return CollectorRegistry()
+
+
+class _Both:
+    """Ours and the process's registry as one, so that one page holds `groundwire_*` and `vllm:*`."""
+
+    def __init__(self, registries: Iterable[CollectorRegistry]) -> None:
+        self._registries = tuple(registries)
+
+    def collect(self) -> Iterator[Metric]:
+        for registry in self._registries:
+            yield from registry.collect()
+
+
+def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
+    """The metrics page and its content type, as OpenMetrics where the scraper asks for it.
+
+    vLLM registers its metrics in prometheus_client's default registry, in this process.
+    """
+    encode, content_type = choose_encoder(accept)
+    return encode(_Both((registry, PROCESS_REGISTRY))), content_type

@@ -1,0 +1,97 @@
+"""One request's account: its trace, its receipt, how it ended; read once into the metrics at the end."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+
+from retrieval.trace import Trace
+from server.engine.base import EngineTimings
+from server.receipts import Receipt
+from server.telemetry.metrics import Metrics
+
+log = logging.getLogger("groundwire.request")
+
+
+class Recording:
+    """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
+
+    def __init__(self, metrics: Metrics, route: str) -> None:
+        self._metrics = metrics
+        self._route = route
+        self.trace = Trace()
+        #: Minted here: the client's own request id never becomes an id of ours.
+        self.completion_id = f"chatcmpl-{secrets.token_hex(16)}"
+        self._receipt: Receipt | None = None
+        self._timings: EngineTimings | None = None
+        self._engine_from: float | None = None
+        self._first_token: float | None = None
+        self._failed = False
+        self._closed = False
+
+    @property
+    def has_token(self) -> bool:
+        return self._first_token is not None
+
+    def grounded_in(self, receipt: Receipt) -> None:
+        """Retrieval is over; what follows is the engine's."""
+        self._receipt = receipt
+        self._engine_from = self.trace.elapsed_seconds()
+
+    def first_token(self) -> None:
+        self._first_token = self.trace.elapsed_seconds()
+
+    def failed(self) -> None:
+        """The answer broke off after its first byte, where no status can say so any more."""
+        self._failed = True
+
+    def engine_finished(self, timings: EngineTimings | None) -> None:
+        """Take over the engine's own measurements, as stages of the trace."""
+        self._timings = timings
+        if timings is not None:
+            self._engine_stages(
+                timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds
+            )
+
+    def _engine_stages(
+        self, queue: float, prefill: float, decode: float, outcome: str = "ok"
+    ) -> None:
+        start = self._engine_from or 0.0
+        self.trace.record("queue", queue, start_seconds=start)
+        self.trace.record("prefill", prefill, start_seconds=start + queue)
+        self.trace.record("decode", decode, start_seconds=start + queue + prefill, outcome=outcome)
+
+    def close(self, outcome: str) -> None:
+        """Observe the request as `ok`, `error`, `rejected` or `cancelled`; later calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        outcome = "error" if self._failed and outcome == "ok" else outcome
+        if self._timings is None:
+            self._unfinished_stages(outcome)
+        grounded = "false" if self._receipt is None or self._receipt.status == "off" else "true"
+        seconds = self.trace.elapsed_seconds()
+        metrics = self._metrics
+        metrics.request_seconds.labels(self._route, outcome, grounded).observe(seconds)
+        metrics.observe_stages(self.trace.records)
+        if self._first_token is not None:
+            metrics.ttft_seconds.labels(grounded).observe(self._first_token)
+        if outcome == "cancelled":
+            metrics.aborted.labels(self._route).inc()
+        if self._receipt is not None:
+            metrics.retrievals.labels(self._receipt.status).inc()
+            metrics.observe_tokens(self._timings, self._receipt.context_tokens)
+        log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
+
+    def _unfinished_stages(self, outcome: str) -> None:
+        """The engine tells nothing of a request that it did not finish: what we saw of it ourselves."""
+        if self._engine_from is None or outcome not in ("cancelled", "error"):
+            return
+        now = self.trace.elapsed_seconds()
+        until = now if self._first_token is None else self._first_token
+        ended = outcome if self._first_token is None else "ok"
+        self.trace.record(
+            "prefill", until - self._engine_from, start_seconds=self._engine_from, outcome=ended
+        )
+        if self._first_token is not None:
+            self.trace.record("decode", now - until, start_seconds=until, outcome=outcome)

@@ -1,0 +1,128 @@
+"""Opening: migrations, several processes at once, and what survives a kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+import server.catalog
+from server.catalog import Catalog, CatalogUnavailable, database, sqlite_url
+from server.catalog.tables import metadata
+
+pytestmark = pytest.mark.anyio
+
+OPEN_AND_CREATE = """
+import asyncio, sys
+from server.catalog import Catalog
+async def main():
+    async with await Catalog.open(sys.argv[1]) as catalog:
+        store = await catalog.create_store("local", sys.argv[2])
+        print(store.id, flush=True)
+        if sys.argv[3:] == ["hang"]:
+            await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def start(url: str, *args: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", OPEN_AND_CREATE, url, *args]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+async def test_migrations_make_the_tables_that_the_code_declares(catalog: Catalog) -> None:
+    def differences(connection: sa.Connection) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(connection), metadata))
+
+    async with catalog._engine.connect() as connection:
+        assert await connection.run_sync(differences) == []
+
+
+async def test_head_is_the_newest_migration() -> None:
+    config = Config()
+    package = Path(server.catalog.__file__).parent
+    config.set_main_option("script_location", str(package / "migrations"))
+    assert ScriptDirectory.from_config(config).get_heads() == [database.HEAD]
+
+
+async def test_processes_that_open_a_new_catalog_at_once(url: str) -> None:
+    processes = [start(url, f"store {number}") for number in range(4)]
+    ids = []
+    for process in processes:
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+        ids.append(out.strip())
+    async with await Catalog.open(url) as catalog:
+        assert {store.id for store in await catalog.list_stores("local")} == set(ids)
+
+
+async def test_what_was_acknowledged_survives_a_kill(url: str) -> None:
+    process = start(url, "kept", "hang")
+    assert process.stdout is not None
+    store_id = process.stdout.readline().strip()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    async with await Catalog.open(url) as catalog:
+        assert (await catalog.find_store("local", "kept")).id == store_id
+
+
+async def test_sqlite_is_set_for_durability(catalog: Catalog) -> None:
+    async with catalog._engine.connect() as connection:
+        values = {
+            name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        }
+    assert values == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
+
+
+async def test_a_failed_write_is_rolled_back(catalog: Catalog) -> None:
+    async def half() -> None:
+        async with catalog._write() as connection:
+            await connection.exec_driver_sql(
+                "INSERT INTO stores VALUES ('vs_1', 't', 'n', '{}', 1, 1, 0, NULL, NULL)"
+            )
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        await half()
+    assert await catalog.list_stores("t") == []
+
+
+async def test_a_catalog_from_the_future_is_refused(url: str, tmp_path: Path) -> None:
+    await (await Catalog.open(url)).close()
+    with sqlite3.connect(tmp_path / "catalog.db") as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    connection.close()
+    with pytest.raises(CatalogUnavailable, match="another version of groundwire"):
+        await Catalog.open(url)
+
+
+async def test_a_file_that_is_no_database(url: str, tmp_path: Path) -> None:
+    (tmp_path / "catalog.db").write_bytes(b"not a database, but long enough to look at" * 100)
+    with pytest.raises(CatalogUnavailable, match="not a database"):
+        await Catalog.open(url)
+
+
+@pytest.mark.parametrize(
+    "bad", ["nonsense", "mongodb://x/y", "sqlite+aiosqlite:////proc/nope/c.db"]
+)
+async def test_an_unusable_url(bad: str) -> None:
+    with pytest.raises(CatalogUnavailable):
+        await Catalog.open(bad)
+
+
+async def test_odd_characters_in_the_path(tmp_path: Path) -> None:
+    path = tmp_path / "50% off? #1 & more" / "catalog.db"
+    async with await Catalog.open(sqlite_url(path)) as catalog:
+        await catalog.create_store("local", "docs")
+    assert path.exists()
