@@ -74,6 +74,7 @@ async def open_services(
         embedder = await asyncio.to_thread(load_embedder, embedder_spec(settings, progress))
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
+        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")

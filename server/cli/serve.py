@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -63,7 +64,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
         return 2
     for noisy in ("httpx", "httpcore", "chromadb", "openvino"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # While the engine loads, its code blocks the event loop: only a real signal handler is heard then.
+    signal.signal(signal.SIGTERM, _interrupt)
     return asyncio.run(_serve(settings))
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 async def _serve(settings: Settings) -> int:

@@ -62,4 +62,4 @@ async def main(data_dir: str, path: str, chroma_url: str) -> None:
 
 
 if __name__ == "__main__":
-    anyio.run(main, *sys.argv[1:])
+    anyio.run(main, sys.argv[1], sys.argv[2], sys.argv[3])
