@@ -97,7 +97,9 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     if mapped(error) is INTERNAL:
         log.error("%s: internal error", request_id, exc_info=error)
     told = answer(error, request_id)
-    return JSONResponse(told.body, told.status, headers=dict(told.headers))
+    # An internal error is answered outside of the middleware that adds the id to every other answer.
+    headers = {**told.headers, "x-request-id": request_id}
+    return JSONResponse(told.body, told.status, headers=headers)
 
 
 async def _answer_framework(request: Request, error: Exception) -> JSONResponse:

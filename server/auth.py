@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 from pydantic import SecretStr
 
@@ -75,7 +76,8 @@ class Links:
         # To the day, so that the same citation has the same URL all day long.
         expires = str(int(now) // 86400 * 86400 + LINK_SECONDS)
         parts = (passage.file_id, passage.content_hash[:HASH_DIGITS], str(passage.chunk))
-        return f"{path}?tenant={tenant}&expires={expires}&signature={self._sign(tenant, expires, *parts)}"
+        signature = self._sign(tenant, expires, *parts)
+        return f"{path}?{urlencode({'tenant': tenant, 'expires': expires, 'signature': signature})}"
 
     def tenant(self, query: Mapping[str, str], parts: Sequence[str], now: float) -> str | None:
         """The tenant whose valid signature the query carries; None where there is none.
@@ -86,7 +88,8 @@ class Links:
             return None
         tenant, expires = query.get("tenant", ""), query.get("expires", "")
         expected = self._sign(tenant, expires, *parts)
-        if not hmac.compare_digest(expected, query["signature"]) or float(expires) < now:
+        offered = query["signature"].encode()
+        if not hmac.compare_digest(expected.encode(), offered) or float(expires) < now:
             raise NotFound("this link is not valid, or no longer")
         return tenant
 

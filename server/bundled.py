@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retrieval.embed import BUNDLED_MODEL
+from retrieval.errors import EmbedderError
 
 Progress = Callable[[str], None]
 
@@ -107,14 +108,21 @@ CHAT_MODEL = BundledModel(
 def prepare_embedder(models_dir: Path, progress: Progress) -> Path:
     """The folder of the bundled embedder, made on the first call, with its fast form where OpenVINO is installed.
 
-    Safe to call from several processes at once. Raises BundledModelError.
+    Safe to call from several processes at once. Raises EmbedderError.
     """
-    target = models_dir.resolve() / EMBEDDER.name
+    try:
+        return _prepare_embedder(models_dir.resolve(), progress)
+    except BundledModelError as error:
+        raise EmbedderError(str(error)) from error
+
+
+def _prepare_embedder(models_dir: Path, progress: Progress) -> Path:
+    target = models_dir / EMBEDDER.name
     with_openvino = importlib.util.find_spec("openvino") is not None
     graph = target / "openvino"
     if _is_ready(EMBEDDER, target) and (graph.is_dir() or not with_openvino):
         return target
-    with _workspace(EMBEDDER, models_dir.resolve(), progress) as work:
+    with _workspace(EMBEDDER, models_dir, progress) as work:
         if not _is_ready(EMBEDDER, target):
             _put(EMBEDDER, _fetch(EMBEDDER, work, progress), target, work)
         if with_openvino and not graph.is_dir():

@@ -41,6 +41,14 @@ def _is_field(part: int | str) -> bool:
     return isinstance(part, int) or (part.replace("_", "").isalnum() and part not in ("str", "int"))
 
 
+class AmbiguousName(BadRequest):
+    """Several stores of the caller have the name that the request chose."""
+
+
+class NoSuchStore(ServerError):
+    """The caller has no store of the id or name that the request chose."""
+
+
 class ModelNotFound(ServerError):
     """No model of this name."""
 
@@ -93,6 +101,8 @@ class Mapped:
 #: Exception -> HTTP. Looked up along the class's bases, so a subclass without a row takes its parent's.
 TABLE: Mapping[type[Exception], Mapped] = {
     BadRequest: Mapped(400, "invalid_request_error", None),
+    AmbiguousName: Mapped(400, "invalid_request_error", "ambiguous_store"),
+    NoSuchStore: Mapped(404, "invalid_request_error", "store_not_found"),
     ModelNotFound: Mapped(404, "invalid_request_error", "model_not_found"),
     NotFound: Mapped(404, "invalid_request_error", "not_found"),
     Unauthorized: Mapped(401, "authentication_error", "invalid_api_key"),

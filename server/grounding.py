@@ -18,7 +18,7 @@ from server import weave
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.engine.base import Engine, EngineRejected
-from server.errors import BadRequest, RetrievalFailed
+from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject, render_block, render_source
 from server.plan import Defaults, Models, Plan, engine_body, plan
 from server.receipts import Receipt
@@ -87,7 +87,7 @@ class Grounding:
     ) -> Prepared:
         """Everything before the engine.
 
-        Raises BadRequest, ModelNotFound, CatalogError (a store that is not the caller's), RetrievalFailed.
+        Raises BadRequest, ModelNotFound, NoSuchStore (also for another tenant's), RetrievalFailed.
         """
         trace = recording.trace
         with trace.stage("plan"):
@@ -110,12 +110,12 @@ class Grounding:
             return tuple(
                 [await self._catalog.find_store(caller.tenant, ref) for ref in planned.store_refs]
             )
-        except StoreNotFound:
-            if planned.chosen:
-                raise
+        except StoreNotFound as error:
+            if planned.chosen_in is not None:
+                raise NoSuchStore(str(error), param=planned.chosen_in) from error
             return ()  # the server's default store: not made yet, or another tenant's
         except AmbiguousStore as error:
-            raise BadRequest(str(error), param="model") from error
+            raise AmbiguousName(str(error), param=planned.chosen_in) from error
 
     async def _ground(
         self,

@@ -66,7 +66,7 @@ class Doorkeeper:
                 param="Host",
             )
         origin = headers.get("origin")
-        if origin is None or origin in self._origins or urlsplit(origin).netloc == host:
+        if origin is None or origin in self._origins or _netloc(origin) == host:
             return None
         return Forbidden(
             f"pages from {origin!r} may not use this server; list the origin in allowed_origins",
@@ -77,6 +77,13 @@ class Doorkeeper:
 def _hostname(url: str) -> str | None:
     try:
         return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+def _netloc(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
     except ValueError:
         return None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -28,14 +28,23 @@ class Models:
     embedder: str
     aliases: Mapping[str, str]
 
-    def resolve(self, name: str) -> str | None:
-        """The real model behind an exact or foreign name; None if there is none."""
+    def exact(self, name: str) -> str | None:
+        """The real model of exactly this name or alias; None if there is none."""
         if name in self.chat or name == self.embedder:
             return name
+        return self._target(self.aliases[name]) if name in self.aliases else None
+
+    def resolve(self, name: str) -> str | None:
+        """The real model behind an exact or foreign name; None if there is none."""
+        if (model := self.exact(name)) is not None:
+            return model
         for pattern, target in self.aliases.items():
             if fnmatchcase(name, pattern):
-                return {"chat": self.chat[0], "embedder": self.embedder}.get(target, target)
+                return self._target(target)
         return None
+
+    def _target(self, target: str) -> str:
+        return {"chat": self.chat[0], "embedder": self.embedder}.get(target, target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +63,9 @@ class Defaults:
 class Plan:
     """One request, understood.
 
-    `store_refs` are ids or names as the client wrote them; empty means no retrieval. `answer_tokens` is
-    what the budget keeps for the answer; `question_index` is the message that carries question and context.
+    `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
+    field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
+    answer; `question_index` is the message that carries question and context.
     """
 
     model: str
@@ -72,7 +82,7 @@ class Plan:
     on_empty: Literal["answer", "refuse"]
     include_text: bool
     footer: bool
-    chosen: bool
+    chosen_in: str | None
 
     @property
     def searches(self) -> bool:
@@ -94,7 +104,7 @@ def plan(
     tool = _file_search(request.tools or ())
     if tool is not None and tool.filters is not None:
         raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
-    refs, chosen = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
+    refs, chosen_in = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
     index = _question_index(request)
     ranking = (tool.ranking_options if tool else None) or rag.ranking_options
     return Plan(
@@ -116,7 +126,7 @@ def plan(
         on_empty=rag.on_empty or "answer",
         include_text=bool(rag.include_text),
         footer=bool(rag.footer),
-        chosen=chosen,
+        chosen_in=chosen_in,
     )
 
 
@@ -158,25 +168,47 @@ def refuse_remote_media(messages: Sequence[Message], domains: Sequence[str]) -> 
     for index, message in enumerate(messages):
         content = message.content
         for position, part in enumerate(content if isinstance(content, list) else ()):
-            media = part.get(str(part.get("type")))
-            url = media.get("url") if isinstance(media, dict) else media
-            if part.get("type") == "text" or not isinstance(url, str) or url.startswith("data:"):
-                continue
-            host = urlsplit(url).hostname or ""
-            if host not in domains:
-                raise BadRequest(
-                    f"the server fetches no media from {host or url[:40]!r}; send it as a data: URL, "
-                    "or list the domain in allowed_media_domains",
-                    param=f"messages.{index}.content.{position}",
-                )
+            for url in _media_urls(part):
+                host = _host(url)
+                if host not in domains:
+                    raise BadRequest(
+                        f"the server fetches no media from {host or url[:40]!r}; send it as a data: "
+                        "URL, or list the domain in allowed_media_domains",
+                        param=f"messages.{index}.content.{position}",
+                    )
+
+
+def _media_urls(part: Mapping[str, Any]) -> Iterator[str]:
+    """Every URL in a content part that an engine might fetch.
+
+    By key and not by `type`: vLLM takes `image_url` from a part without a type, and from `input_image`.
+    """
+    for key, value in part.items():
+        if not key.endswith("_url") and not (isinstance(value, dict) and "url" in value):
+            continue
+        url = value.get("url") if isinstance(value, dict) else value
+        if isinstance(url, str) and not url.startswith("data:"):
+            yield url
+
+
+def _host(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:  # such as an IPv6 address that does not close
+        return ""
 
 
 def _split_model(name: str, models: Models) -> tuple[str, str | None]:
-    """(engine's model, store of the alias). Exact and foreign names are tried before the last `@` splits."""
-    resolved, store = models.resolve(name), None
+    """(engine's model, store of the alias). Exact names first, then the last `@` splits, then patterns.
+
+    A pattern comes last because it may swallow the store: `gpt-*` matches `gpt-4o-mini@docs` whole.
+    """
+    resolved, store = models.exact(name), None
     if resolved is None and "@" in name:
         base, _, store = name.rpartition("@")
         resolved = models.resolve(base) if base else models.chat[0]
+    if resolved is None:
+        resolved, store = models.resolve(name), None
     if resolved is None:
         known = ", ".join((*models.chat, models.embedder, *models.aliases))
         raise ModelNotFound(f"The model {name!r} does not exist. Known: {known}.")
@@ -218,34 +250,34 @@ def _choose_stores(
     headers: Mapping[str, str],
     alias_store: str | None,
     default_store: str | None,
-) -> tuple[tuple[str, ...], bool]:
-    """The first of WIRE section 2's five ways in that says something, and whether the client said it."""
+) -> tuple[tuple[str, ...], str | None]:
+    """The first of WIRE section 2's five ways in that says something, and the client's field."""
     if tool is not None:
-        return tuple(dict.fromkeys(tool.vector_store_ids)), True
+        return tuple(dict.fromkeys(tool.vector_store_ids)), "tools.vector_store_ids"
     if rag.enabled is False:
-        return (), True
+        return (), "rag.enabled"
     if rag.vector_store_ids:
-        return tuple(dict.fromkeys(rag.vector_store_ids)), True
+        return tuple(dict.fromkeys(rag.vector_store_ids)), "rag.vector_store_ids"
     switch = headers.get("x-rag", "").strip().lower()
     if switch not in ("", "on", "off"):
         raise BadRequest("the header X-RAG takes on or off", param="X-RAG")
     if switch == "off" and rag.enabled is None:
-        return (), True
+        return (), "X-RAG"
     named = [ref.strip() for ref in headers.get("x-rag-vector-store", "").split(",")]
     if refs := tuple(dict.fromkeys(ref for ref in named if ref)):
-        return refs, True
+        return refs, "X-RAG-Vector-Store"
     if alias_store == NO_STORE:
-        return (), True
+        return (), "model"
     if alias_store is not None:
-        return (alias_store,), True
+        return (alias_store,), "model"
     if default_store is not None:
-        return (default_store,), False
+        return (default_store,), None
     if rag.enabled or switch == "on":
         raise BadRequest(
             "no store to search: name one in rag.vector_store_ids, or set default_store",
             param="rag.vector_store_ids",
         )
-    return (), False
+    return (), None
 
 
 def _top_k(

@@ -15,8 +15,13 @@ Status = Literal["hit", "miss", "off", "degraded"]
 MAX_HEADER_SOURCES = 20
 MAX_HEADER_BYTES = 2048
 #: Code in any fence or backticks, and Markdown links: `[1]` in them is no citation.
+#: A link's text excludes its own bracket, so that a run of them is not scanned again from each.
 NOT_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|\[[^\]\n]*\]\([^)\n]*\)|\[[^\]\n]*\]:\s", re.DOTALL
+    r"(?P<fence>```|~~~).*?(?:(?P=fence)|\Z)"
+    r"|(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`)"
+    r"|\[[^\[\]\n]*\]\([^)\n]*\)"
+    r"|^ {0,3}\[[^\[\]\n]*\]:\s",
+    re.DOTALL | re.MULTILINE,
 )
 MARKER = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 

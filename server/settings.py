@@ -241,6 +241,9 @@ def load_settings(flags: dict[str, Any] | None = None) -> Settings:
     Raises SettingsError naming every field that is unknown or has a bad value.
     """
     _refuse_unknown_variables()
+    named = os.environ.get(f"{ENV_PREFIX}CONFIG")
+    if named is not None and not Path(named).is_file():
+        raise SettingsError(f"{ENV_PREFIX}CONFIG: there is no file {named!r}")
     try:
         return Settings(**(flags or {}))
     except ValidationError as error:

@@ -98,10 +98,14 @@ class FolderEmbedder:
 
 
 def pad(encoded: Sequence[Sequence[int]]) -> tuple[Tokens, Tokens]:
-    """Ids and mask of shape (texts, longest). The id under a zero mask does not matter, so it is 0."""
-    width = max(map(len, encoded))
+    """Ids and mask of shape (texts, longest). The id under a zero mask does not matter, so it is 0.
+
+    A text of no tokens is read as one token 0: without any, attention and mean are 0/0.
+    """
+    width = max(1, *map(len, encoded))
     ids = np.zeros((len(encoded), width), dtype=np.int64)
     mask = np.zeros_like(ids)
+    mask[:, 0] = 1
     for row, text_ids in enumerate(encoded):
         ids[row, : len(text_ids)] = text_ids
         mask[row, : len(text_ids)] = 1

@@ -74,6 +74,7 @@ class ChromaChild:
         self._process: Process | None = None
         self._endpoint: ChromaEndpoint | None = None
         self._last_port: int | None = None
+        self._failure = ""
         self._supervisor: asyncio.Task[None] | None = None
         self.restarts = 0
 
@@ -163,8 +164,8 @@ class ChromaChild:
                 return
             await self._stop()
         raise StoreUnavailable(
-            f"Chroma did not start on {self._data_dir / 'chroma'} ({self._last_words()}); "
-            f"its log is {self.log_path}"
+            f"Chroma did not start on {self._data_dir / 'chroma'} "
+            f"({self._failure}); its log is {self.log_path}"
         )
 
     async def _spawn(self, port: int) -> Process:
@@ -189,16 +190,18 @@ class ChromaChild:
         try:
             async with asyncio.timeout(self._start_timeout_seconds):
                 while not await _accepts(endpoint):
-                    if self._has_exited():
+                    if self._process is None or self._process.returncode is not None:
+                        self._failure = await asyncio.to_thread(self._last_words)
                         return False
                     await asyncio.sleep(0.01)
-                return await serves_directory(endpoint, self._data_dir / "chroma", token)
-        except (TimeoutError, StoreUnavailable) as error:
-            logger.warning("Chroma on port %d did not come up: %s", endpoint.port, error)
-            return False
-
-    def _has_exited(self) -> bool:
-        return self._process is None or self._process.returncode is not None
+                ours = await serves_directory(endpoint, self._data_dir / "chroma", token)
+                self._failure = f"another Chroma answers on port {endpoint.port}"
+                return ours
+        except TimeoutError:
+            self._failure = f"no answer within {self._start_timeout_seconds:g} s"
+        except StoreUnavailable as error:
+            self._failure = str(error)
+        return False
 
     async def _stop(self) -> None:
         """End the child and reap it: SIGTERM, then SIGKILL after the limit."""
@@ -215,7 +218,7 @@ class ChromaChild:
             await process.wait()
 
     def _last_words(self) -> str:
-        lines = self.log_path.read_text(errors="replace").split("\n") if self._lease else []
+        lines = self.log_path.read_text(errors="replace").splitlines()
         return next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
 
 

@@ -32,7 +32,8 @@ def _open_client(endpoint: ChromaEndpoint, http: httpx.AsyncClient) -> Awaitable
 
     chromadb keeps one httpx client per event loop for all its clients: the headers of whichever came
     first go to every server, there is no timeout, TLS certificates are not checked, and a proxy from the
-    environment is used even for loopback. Setting `_clients` replaces that shared one by ours.
+    environment is used even for loopback. Setting `_clients` replaces that shared one by ours; the check of
+    tenant and database would still go through the shared one, so it is made here.
     """
     from chromadb.api import AsyncServerAPI
     from chromadb.api.async_client import AsyncClient
@@ -43,6 +44,10 @@ def _open_client(endpoint: ChromaEndpoint, http: httpx.AsyncClient) -> Awaitable
             super().__init__(settings=settings)
             loop_key = asyncio.get_running_loop().__hash__()
             self._system.instance(AsyncServerAPI)._clients = {loop_key: http}
+
+        async def _validate_tenant_database(self, tenant: str, database: str) -> None:
+            await self._server.get_tenant(name=tenant)
+            await self._server.get_database(name=database, tenant=tenant)
 
     settings = Settings(
         _env_file=None,  # not whatever .env lies in the working directory

@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.deps import CallerDep, ServicesDep
 from server.errors import NotFound, envelope
+from server.limits import Admission
 
 #: Routes that read the model's tokenizer and nothing else.
 ALLOWED = {"/tokenize": ["POST"], "/detokenize": ["POST"], "/version": ["GET"]}
@@ -30,16 +31,28 @@ router = APIRouter()
 class EngineResponse(Response):
     """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, body: bytes, admission: Admission) -> None:
         super().__init__()
         self._app = app
+        self._request_body = body
+        self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in PRIVATE]
         # Its own state and app: the engine's middleware must not find ours.
         inner = {"type": "http", "headers": headers, "state": {}}
         inner |= {key: scope[key] for key in scope if key in PASSED}
-        await self._app(inner, receive, _Converted(send))
+        with self._admission.admit(scope["path"]):
+            await self._app(inner, self._replayed(receive), _Converted(send))
+
+    def _replayed(self, receive: Receive) -> Receive:
+        """The body that was read, then whatever comes after it (the client leaving)."""
+        messages = iter([{"type": "http.request", "body": self._request_body, "more_body": False}])
+
+        async def replayed() -> Message:
+            return next(messages, None) or await receive()
+
+        return replayed
 
 
 PASSED = (
@@ -83,6 +96,8 @@ class _Converted:
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
+        if status >= 500:
+            headers.append((b"x-should-retry", b"false"))
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
         await self._send({"type": "http.response.body", "body": body})
 
@@ -102,7 +117,8 @@ async def forward(request: Request, services: ServicesDep, _: CallerDep) -> Resp
         raise NotFound(
             f"{path} is the engine's own route and bypasses grounding; expose_engine_routes opens it"
         )
-    return EngineResponse(services.engine.asgi_app)
+    # Read here, so that a body over the limit is our 413 and not an error within the engine's app.
+    return EngineResponse(services.engine.asgi_app, await request.body(), services.admission)
 
 
 for _path, _methods in ALLOWED.items():

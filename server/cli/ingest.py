@@ -114,7 +114,7 @@ def _print_line(event: IngestEvent) -> None:
     if event.kind == "waiting":
         line = _waiting(event)
     elif event.kind == "found":
-        line = f"{event.total} files to look at"
+        line = f"files to look at: {event.total}"
     elif event.kind == "failed":
         line = _failure(event)
     elif event.kind in ("added", "replaced", "removed"):
@@ -167,17 +167,20 @@ def _print_report(report: IngestReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(f"{clean(report.store_name)} ({report.store_id})"))
     counted = {
         "added": report.added,
         "replaced": report.replaced,
         "unchanged": report.unchanged,
         "removed": report.removed,
         "failed": len(report.failed),
-        "other types": report.skipped,
-        "chunks": report.chunks,
+        "of other types": report.skipped,
+        "chunks embedded": report.chunks,
     }
-    for name in (*counted, "seconds"):
-        table.add_column(name, justify="right")
-    table.add_row(*(str(count) for count in counted.values()), f"{report.seconds:.1f}")
-    Console().print(table)
+    console = Console()
+    console.print(Text(f"{clean(report.store_name)} ({report.store_id})"))
+    table = Table("files", "")
+    for name, count in counted.items():
+        table.add_row(name, str(count), end_section=name == "of other types")
+    table.add_row("seconds", f"{report.seconds:.1f}")
+    table.columns[1].justify = "right"
+    console.print(table)

@@ -82,6 +82,7 @@ async def _search(
     from retrieval.lexical import LexicalIndex
     from retrieval.pipeline import FusionSettings, Retriever
     from retrieval.search import connect
+    from retrieval.trace import Trace
     from retrieval.types import Query
     from server.catalog import LOCAL_TENANT, Catalog
 
@@ -102,6 +103,8 @@ async def _search(
             lexical = LexicalIndex(settings.data_dir / "lexical")
             retriever = Retriever(batcher, chroma.store, lexical, fusion)
             query = Query(question, (store.id,), top_k)
+            # The first query of a process pays for opening models and connections: a server does not.
+            await retriever.retrieve(query, Trace())
             return store, await retriever.retrieve(query, trace)
     finally:
         await batcher.close()

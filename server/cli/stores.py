@@ -56,10 +56,11 @@ async def _stores(settings: Settings) -> list[tuple[Store, StoreTotals]]:
 
 def _print(stores: list[tuple[Store, StoreTotals]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table("name", "id", "files", "passages", "embedder")
+    # An id is there to be copied: it must not be broken over lines.
+    table = Table("name", Column("id", no_wrap=True), "files", "passages", "embedder")
     for store, totals in stores:
         cells = (store.name, store.id, totals.files, totals.passages, store.embedder or "-")
         table.add_row(*(Text(clean(str(cell)), overflow="fold") for cell in cells))

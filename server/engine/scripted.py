@@ -180,6 +180,8 @@ class ScriptedEngine:
                 finish = "stop" if position == len(tokens) - 1 else None
                 for i in range(n):
                     yield self._chunk(request_id, i, {"content": token}, finish)
+            for i in range(0 if tokens else n):
+                yield self._chunk(request_id, i, {"content": ""}, "stop")
             self._finish(request_id, start, prompt_tokens, len(tokens))
             done = True
             if (body.get("stream_options") or {}).get("include_usage"):
@@ -221,8 +223,14 @@ class ScriptedEngine:
         return JSONResponse({"version": "scripted"})
 
     async def _tokenize(self, request: Request) -> Response:
-        body = await request.json()
-        text = body["prompt"] if "prompt" in body else "\n".join(_texts(body))
+        try:
+            body = orjson.loads(await request.body())
+            text = body["prompt"] if "prompt" in body else "\n".join(_texts(body))
+            TOKEN.findall(text)
+        except (ValueError, TypeError, AttributeError) as error:
+            message = f"prompt must be a string, or messages a list: {error}"
+            body = {"error": {"message": message, "type": "x", "param": "prompt", "code": 400}}
+            return JSONResponse(body, status_code=400)
         tokens = [sum(token.encode()) for token in TOKEN.findall(text)]
         return JSONResponse(
             {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}

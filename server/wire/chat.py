@@ -55,6 +55,7 @@ class ChatRequest(Wire):
     model: str | None = None
     messages: list[Message] = Field(min_length=1)
     stream: bool | None = None
+    stream_options: dict[str, Any] | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None

@@ -16,7 +16,6 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from ingest_child import HashEmbedder, job
 
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
@@ -34,6 +33,7 @@ from server.catalog import (
 )
 from server.ingestion import IngestBusy, IngestError, IngestEvent, IngestReport, ingest_paths
 from server.ingestion.lock import ingest_lock
+from tests.server.ingest_child import HashEmbedder, job
 
 pytestmark = pytest.mark.anyio
 
@@ -288,6 +288,16 @@ async def test_stores_by_id_and_ambiguous_names(world: World) -> None:
     with pytest.raises(AmbiguousStore) as raised:
         await world.ingest()
     assert set(raised.value.ids) == {store_id, second.id}
+
+
+async def test_a_file_whose_removal_was_interrupted_and_which_came_back(world: World) -> None:
+    world.write("a.md", "the walrus")
+    report = await world.ingest()
+    (member,) = (await world.members()).values()
+    async with await world.catalog() as catalog:
+        await catalog.reopen(report.store_id, [member.file.id])
+    assert (await world.ingest()).replaced == 1
+    assert (await world.members())["a.md"].status == "completed"
 
 
 @pytest.mark.parametrize("lost", ["lexical", "vectors"])

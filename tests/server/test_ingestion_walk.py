@@ -52,9 +52,16 @@ def test_overlapping_paths_and_links_give_each_file_once(tmp_path: Path) -> None
 def test_loops_of_links_end(tmp_path: Path) -> None:
     write(tmp_path, "a/b/c.md")
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
-    (tmp_path / "self").symlink_to(tmp_path / "self")
     found = walk([tmp_path], supported)
     assert [source.name for source in found.sources] == ["a/b/c.md"]
+    assert found.problems == ()
+
+
+def test_a_link_to_itself_is_no_document(tmp_path: Path) -> None:
+    (tmp_path / "self.md").symlink_to(tmp_path / "self.md")
+    found = walk([tmp_path], supported)
+    assert found.sources == ()
+    assert [name for name, _ in found.problems] == ["self.md"]
 
 
 def test_a_dangling_link_to_a_document_is_a_problem(tmp_path: Path) -> None:

@@ -94,7 +94,18 @@ def test_long_sections_are_cut_at_the_best_break_into_even_parts() -> None:
     assert {(c.headings, c.page) for c in cut(Section(text, ("H",), 3))} == {(("H",), 3)}
     sentences = " ".join(sentence(4, mark) for mark in "abc")
     assert [words(c.text) for c in cut(Section(sentences))] == [8, 4]
-    assert [words(c.text) for c in cut(Section(sentence(11)))] in ([10, 1], [6, 5])
+    even = " ".join(sentence(3, mark) for mark in "abcd")
+    assert [words(c.text) for c in cut(Section(even))] == [6, 6]
+
+
+def test_the_whole_may_have_more_tokens_than_its_parts() -> None:
+    def lines_cost_extra(text: str) -> int:
+        return words(text) + 3 * text.count("\n")
+
+    text = "\n".join(sentence(3, mark) for mark in "abcdefgh")
+    chunks = chunk(Document("", (Section(text),)), count_tokens=lines_cost_extra, max_tokens=10)
+    assert max(lines_cost_extra(c.text) for c in chunks) <= 10
+    assert bare("".join(c.text for c in chunks)) == bare(text)
 
 
 def test_small_neighbours_are_joined_under_their_common_heading() -> None:

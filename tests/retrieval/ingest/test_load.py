@@ -244,6 +244,7 @@ ENTITIES = b'<!DOCTYPE x [<!ENTITY a "aaaa">]><w>&a;</w>'
         ("a.py", PNG, "its content is an image"),
         ("a.txt", b"abc\0def", "binary"),
         ("a.txt", bytes(range(1, 256)), "binary"),
+        ("a.txt", b"abc\x01\x02" * 20, "binary"),
         ("a.txt", b"\xff\xfea", "unknown encoding"),
         ("a.html", b"<html><script>x</script></html>", "no text"),
         ("a.json", b'{"a": 1,}', "its name says JSON but its content is not.*line 1, column"),

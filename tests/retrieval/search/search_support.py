@@ -63,6 +63,13 @@ def open_files(pid: int) -> set[Path]:
     return {Path(os.readlink(link)) for link in Path(f"/proc/{pid}/fd").iterdir()}
 
 
+def unread_bytes(port: int) -> int:
+    """What clients have sent to the listener on `port` and it has not read."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = [fields for fields in rows if int(fields[1].partition(":")[2], 16) == port]
+    return sum(int(fields[4].partition(":")[2], 16) for fields in mine)
+
+
 @contextmanager
 def chroma_run(path: Path) -> Iterator[ChromaEndpoint]:
     """A plain `chroma run`, as anyone might start one."""

@@ -9,12 +9,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from search_support import chroma_run, eventually, row, vector
 
 from retrieval.errors import DataDirectoryInUse, StoreUnavailable
 from retrieval.search import connect
 from retrieval.search.child import free_port
 from retrieval.search.lease import ENDPOINT_NAME, Lease
+from tests.retrieval.search.search_support import chroma_run, eventually, row, vector
 
 pytestmark = pytest.mark.anyio
 

@@ -10,11 +10,11 @@ from uuid import uuid4
 
 import numpy as np
 import pytest
-from search_support import HASH, chroma_run, row, vector
 
 from retrieval.errors import DimensionMismatch, StoreUnavailable
 from retrieval.search import ChromaEndpoint, ChromaStore
 from retrieval.search.child import free_port
+from tests.retrieval.search.search_support import HASH, chroma_run, row, vector
 
 pytestmark = pytest.mark.anyio
 
@@ -89,12 +89,12 @@ async def test_wrong_dimension_names_both_numbers(store: ChromaStore, name: str)
 
 
 async def test_more_rows_than_one_batch_takes(store: ChromaStore, name: str) -> None:
-    rows = [row(i, [1.0, float(i)]) for i in range(5600)]
+    angles = np.linspace(0, 2 * np.pi, 5600)
+    rows = [row(i, [np.cos(angle), np.sin(angle)]) for i, angle in enumerate(angles)]
     await store.upsert(name, rows)
     assert await store.count(name) == 5600
-    await store.delete_passages(name, [r.passage_id for r in rows[1:]])
-    assert await store.count(name) == 1
-    await store.upsert(name, rows)
+    await store.delete_passages(name, [r.passage_id for r in rows[:1100]])
+    assert await store.count(name) == 4500
     await store.delete_file(name, "file-1", keep_hash="b" * 64)
     assert await store.count(name) == 0
 
@@ -155,16 +155,18 @@ async def test_a_server_that_is_no_chroma(reply: bytes, name: str) -> None:
 
 
 async def test_each_server_gets_its_own_headers_only() -> None:
-    refusal = b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno"
-    async with fake_server(refusal) as (first, heard), fake_server(refusal) as (second, overheard):
+    identity = b'{"user_id": "u", "tenant": "default_tenant", "databases": ["default_database"]}'
+    reply = b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n" + identity
+    async with fake_server(reply) as (first, heard), fake_server(reply) as (second, overheard):
         for bare, key in ((first, "one"), (second, "two")):
             endpoint = ChromaEndpoint.parse(bare.url, {"x-chroma-token": key})
             store = ChromaStore(endpoint)
             with pytest.raises(StoreUnavailable):
                 await store.heartbeat()
             await store.close()
-    assert "x-chroma-token: one" in heard[0]
-    assert "x-chroma-token: two" in overheard[0]
+    assert len(heard) == len(overheard) == 2  # who am I; does the tenant exist
+    assert all("x-chroma-token: one" in request for request in heard)
+    assert all("x-chroma-token: two" in request for request in overheard)
 
 
 async def test_loopback_ignores_the_environment(
