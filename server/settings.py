@@ -9,6 +9,7 @@ import os
 import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -200,7 +201,16 @@ class Settings(BaseSettings):
     def _http_url(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        if value is not None and not urlsplit(value).hostname:
+            raise ValueError("names no host")
         return value.rstrip("/") if value else value
+
+    @field_validator("chroma_url")
+    @classmethod
+    def _bare_host(cls, value: str | None) -> str | None:
+        if value is not None and urlsplit(value).path:
+            raise ValueError("takes scheme, host and port, and no path")
+        return value
 
     @field_validator("tool_call_parser", "default_store", "query_prefix", mode="before")
     @classmethod
@@ -214,13 +224,21 @@ class Settings(BaseSettings):
                 f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
                 f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
             )
-        if self.chunk_overlap_tokens >= self.chunk_tokens:
-            raise ValueError("chunk_overlap_tokens: must be smaller than chunk_tokens")
+        if self.chunk_overlap_tokens > self.chunk_tokens // 2:
+            raise ValueError("chunk_overlap_tokens: at most half of chunk_tokens")
         return self
 
     @property
     def resolved_catalog_url(self) -> str:
-        return self.catalog_url or f"sqlite+aiosqlite:///{(self.data_dir / 'catalog.db').resolve()}"
+        if self.catalog_url is not None:
+            return self.catalog_url
+        from server.catalog import sqlite_url  # heavy, and `--help` does not need it
+
+        return sqlite_url((self.data_dir / "catalog.db").resolve())
+
+    def make_data_dir(self) -> None:
+        """Create the data directory if it is missing; it holds the documents' text, so for its owner alone."""
+        self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @classmethod
     def settings_customise_sources(

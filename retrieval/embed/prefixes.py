@@ -46,5 +46,5 @@ def choose_prefixes(
     known = _KNOWN.get(model.rstrip("/").rsplit("/", 1)[-1].lower(), Prefixes())
     own_query = prompts.get("query")
     own_passage = prompts.get("document") or prompts.get("passage")
-    query = query_prefix if query_prefix is not None else known.query or own_query
+    query = query_prefix if query_prefix is not None else own_query or known.query
     return Prefixes(query=query, passage=own_passage or known.passage)

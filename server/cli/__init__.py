@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 from server.cli import ingest, search, serve, setup, stores
+from server.cli.local import LOCAL_SETTINGS
 
 COMMANDS = (serve, ingest, search, stores, setup)
 
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         print(f"groundwire: {error}", file=sys.stderr)
         return 2
+    if "data_dir" in getattr(args.command_module, "SETTINGS", LOCAL_SETTINGS):
+        settings.make_data_dir()
     try:
         status: int = args.run(args, settings)
     except KeyboardInterrupt:
@@ -64,12 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     for module in COMMANDS:
         command = module.add_parser(subparsers)
         command.allow_abbrev = False
-        command.set_defaults(run=module.run)
+        command.set_defaults(run=module.run, command_module=module)
         group = command.add_argument_group(
             "settings",
             "Also as GROUNDWIRE_* variables and in groundwire.toml; see docs/settings.md.",
         )
-        for name in module.SETTINGS if hasattr(module, "SETTINGS") else LOCAL_SETTINGS:
+        for name in getattr(module, "SETTINGS", LOCAL_SETTINGS):
             group.add_argument(
                 f"--{name.replace('_', '-')}",
                 dest=name,
@@ -81,15 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-#: Settings that commands on the data directory take as flags.
-LOCAL_SETTINGS = (
-    "data_dir",
-    "models_dir",
-    "catalog_url",
-    "chroma_url",
-    "embedder",
-    "embedder_backend",
-)
 HELP = {
     "data_dir": "catalog, uploaded bytes, vectors and keyword index",
     "model": "chat model: a hub name, a folder, or the bundled one",

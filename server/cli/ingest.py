@@ -16,12 +16,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from server.cli.local import clean, open_embedder
+from server.cli.local import LOCAL_SETTINGS, clean, open_embedder
 
 if TYPE_CHECKING:
     from server.ingestion import IngestEvent, IngestReport
     from server.ingestion.run import OnEvent
     from server.settings import Settings
+
+
+SETTINGS = (*LOCAL_SETTINGS, "chunk_tokens", "chunk_overlap_tokens", "max_file_bytes")
 
 
 def add_parser(

@@ -10,6 +10,17 @@ if TYPE_CHECKING:
     from server.settings import Settings
 
 
+#: Settings that commands on the data directory take as flags.
+LOCAL_SETTINGS = (
+    "data_dir",
+    "models_dir",
+    "catalog_url",
+    "chroma_url",
+    "embedder",
+    "embedder_backend",
+)
+
+
 def clean(text: str) -> str:
     """Text of unknown origin for a terminal: control characters must not reach it."""
     return "".join(
@@ -18,29 +29,13 @@ def clean(text: str) -> str:
 
 
 async def open_embedder(settings: Settings, *, quiet: bool) -> Embedder:
-    """The configured embedder; the bundled one is prepared first. Raises EmbedderError."""
+    """The configured embedder, loaded in a thread. Raises EmbedderError, BundledModelError."""
     from anyio import to_thread
 
-    return await to_thread.run_sync(_load, settings, quiet)
-
-
-def _load(settings: Settings, quiet: bool) -> Embedder:
-    from retrieval.embed import EmbedderSpec, load_embedder
-    from server.bundled import prepare_embedder
-    from server.settings import BUNDLED_EMBEDDER
+    from server import embedding
 
     def say(step: str) -> None:
         if not quiet:
             print(step, file=sys.stderr)
 
-    if settings.embedder == BUNDLED_EMBEDDER:
-        prepare_embedder(settings.models_dir, say)
-    return load_embedder(
-        EmbedderSpec(
-            model=settings.embedder,
-            models_dir=settings.models_dir,
-            query_prefix=settings.query_prefix,
-            threads=settings.embed_threads,
-            backend=settings.embedder_backend,
-        )
-    )
+    return await to_thread.run_sync(embedding.open_embedder, settings, say)
