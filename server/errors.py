@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from retrieval import errors as retrieval_errors
 from server.catalog import errors as catalog_errors
 from server.engine import base as engine_errors
+from server.wire.common import first_complaint
 
 
 class ServerError(Exception):
@@ -27,18 +28,11 @@ class BadRequest(ServerError):
     @classmethod
     def of(cls, error: ValidationError, prefix: str = "") -> BadRequest:
         """The first complaint of pydantic's, in words, with its field."""
-        first = error.errors()[0]
-        path = [prefix, *(str(part) for part in first["loc"] if _is_field(part))]
-        field = ".".join(part for part in path if part)
-        message = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            message = "no such field"
-        return cls(f"{field}: {message}" if field else message, param=field or None)
-
-
-def _is_field(part: int | str) -> bool:
-    """Pydantic names the branch of a union it tried in the location, such as `list[dict[str,any]]`."""
-    return isinstance(part, int) or (part.replace("_", "").isalnum() and part not in ("str", "int"))
+        message, field = first_complaint(error)
+        if prefix:
+            field = f"{prefix}.{field}" if field else prefix
+            message = f"{prefix}.{message}"
+        return cls(message, param=field)
 
 
 class AmbiguousName(BadRequest):

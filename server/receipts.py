@@ -15,11 +15,11 @@ Status = Literal["hit", "miss", "off", "degraded"]
 MAX_HEADER_SOURCES = 20
 MAX_HEADER_BYTES = 2048
 #: Code in any fence or backticks, and Markdown links: `[1]` in them is no citation.
-#: A link's text excludes its own bracket, so that a run of them is not scanned again from each.
+#: A link's parts exclude their own brackets, so that a run of them is not scanned again from each.
 NOT_PROSE = re.compile(
     r"(?P<fence>```|~~~).*?(?:(?P=fence)|\Z)"
     r"|(?P<ticks>`+)(?!`)[^\n]*?(?<!`)(?P=ticks)(?!`)"
-    r"|\[[^\[\]\n]*\]\([^)\n]*\)"
+    r"|\[[^\[\]\n]*\]\((?:[^()\n]|\([^()\n]*\))*\)"
     r"|^ {0,3}\[[^\[\]\n]*\]:\s",
     re.DOTALL | re.MULTILINE,
 )

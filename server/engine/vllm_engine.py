@@ -31,6 +31,7 @@ from server.engine.base import (
     EngineTimings,
     ModelCard,
 )
+from server.wire.common import first_complaint
 
 #: Finished requests whose timings nobody collected (aborted ones) are kept up to this many.
 KEPT_TIMINGS = 1024
@@ -240,12 +241,8 @@ def _translated(error: Exception) -> Exception:
     if isinstance(error, EngineError):
         return error
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        field = ".".join(
-            str(part) for part in first["loc"] if not str(part).startswith("function-")
-        )
-        message = first["msg"].removeprefix("Value error, ")
-        return EngineRejected(f"{field}: {message}" if field else message, param=field or None)
+        message, field = first_complaint(error)
+        return EngineRejected(message, param=field)
     if isinstance(error, EngineDeadError):
         return EngineDead("the vLLM engine has died")
     answer = create_error_response(error).error

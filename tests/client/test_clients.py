@@ -19,7 +19,12 @@ pytestmark = pytest.mark.engine
 HERE = Path(__file__).parent
 CLIENTS_PYTHON = HERE.parents[1] / ".venv-clients" / "bin" / "python"
 MESSAGES: list[Any] = [{"role": "user", "content": QUESTION}]
-ASK: dict[str, Any] = {"model": "gpt-4o-mini", "messages": MESSAGES, "max_tokens": 12, "temperature": 0}
+ASK: dict[str, Any] = {
+    "model": "gpt-4o-mini",
+    "messages": MESSAGES,
+    "max_tokens": 12,
+    "temperature": 0,
+}
 
 
 def run_client(script: str, real: RealServer) -> dict[str, Any]:
@@ -62,18 +67,18 @@ def test_openai_whole(client: OpenAI) -> None:
 
 
 def test_openai_stream_helper(client: OpenAI) -> None:
-    with client.chat.completions.stream(
-        **ASK, stream_options={"include_usage": True}
-    ) as stream:
+    # A natural end: the helper raises at an answer that was cut by its length, as it does with OpenAI.
+    ask = {**ASK, "max_tokens": 200, "stop": [".", "\n"]}
+    with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
         kinds = [event.type for event in stream]
         final = stream.get_final_completion()
     assert kinds.count("content.delta") > 1
     assert final.usage is not None
-    assert final.usage.completion_tokens == 12
+    assert final.choices[0].finish_reason == "stop"
     assert final.choices[0].message.annotations is not None
     assert final.model_extra is not None
     assert final.model_extra["rag"]["status"] == "hit"
-    whole = client.chat.completions.create(**ASK)
+    whole = client.chat.completions.create(**ask)
     assert final.choices[0].message.content == whole.choices[0].message.content
 
 

@@ -83,13 +83,16 @@ def instance(cls: type[Exception]) -> Exception:
         "AmbiguousStore": ("docs", ["vs_1", "vs_2"]),
         "InvalidStoreName": ("docs", "no"),
         "EmbedderConflict": ("docs", "a", "b"),
+        "UnreadableFile": ("a.pdf", "is empty"),
     }
     return cls(*arguments.get(cls.__name__, ("what was wrong",)))
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_every_error_is_mapped(cls: type[Exception]) -> None:
-    assert cls in errors.TABLE or cls.__name__ in PARENTS_ROW, "no row, and not listed as inheriting"
+    assert cls in errors.TABLE or cls.__name__ in PARENTS_ROW, (
+        "no row, and not listed as inheriting"
+    )
     told = errors.answer(instance(cls), "req_1")
     row = next(EXPECTED[base.__name__] for base in cls.__mro__ if base.__name__ in EXPECTED)
     error = told.body["error"]

@@ -10,8 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.types import Passage
-from server.inject import CLOSE, FENCE, INSTRUCTION, OPEN, TEXT_MARKERS, Breaker, inject
-from server.inject import render_block, render_source
+from server.inject import (
+    CLOSE,
+    FENCE,
+    INSTRUCTION,
+    OPEN,
+    TEXT_MARKERS,
+    Breaker,
+    inject,
+    render_block,
+    render_source,
+)
 
 #: As the tokenizers of these models list them.
 TOKENIZERS = {
@@ -88,7 +97,9 @@ def test_ordinary_text_is_untouched() -> None:
 @given(data=st.data())
 def test_no_special_token_survives_any_text(name: str, data: st.DataObject) -> None:
     tokens = TOKENIZERS[name]
-    parts = sorted({*tokens, *(t[:k] for t in tokens for k in (1, 2, 3)), *(t[-2:] for t in tokens)})
+    parts = sorted(
+        {*tokens, *(t[:k] for t in tokens for k in (1, 2, 3)), *(t[-2:] for t in tokens)}
+    )
     text = data.draw(st.lists(st.one_of(st.sampled_from(parts), st.text(max_size=3))).map("".join))
     source = render_source(
         passage(text, filename=f"f{text}.md", headings=(text,)), 1, BREAKERS[name]
@@ -141,7 +152,10 @@ def test_a_string_stays_a_string() -> None:
 
 
 def test_a_list_of_parts_gets_one_before_the_others() -> None:
-    parts = [{"type": "image_url", "image_url": {"url": "data:,"}}, {"type": "text", "text": "Why?"}]
+    parts = [
+        {"type": "image_url", "image_url": {"url": "data:,"}},
+        {"type": "text", "text": "Why?"},
+    ]
     merged = inject([{"role": "user", "content": parts}], 0, "BLOCK")
     assert merged[0]["content"] == [{"type": "text", "text": "BLOCK"}, *parts]
     assert len(parts) == 2
@@ -158,4 +172,6 @@ def test_every_other_message_is_the_same_object() -> None:
         {"role": "tool", "content": "42"},
     ]
     merged = inject(messages, 3, "B")
-    assert [a is b for a, b in zip(messages, merged, strict=True)] == [True] * 3 + [False] + [True] * 2
+    assert [a is b for a, b in zip(messages, merged, strict=True)] == [True] * 3 + [False] + [
+        True
+    ] * 2

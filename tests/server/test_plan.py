@@ -371,9 +371,7 @@ def test_file_search_alone_takes_the_tool_fields_with_it() -> None:
 
 @pytest.mark.parametrize("choice", [{"type": "file_search"}, "auto", "required"])
 def test_function_tools_beside_file_search_stay(choice: Any) -> None:
-    body = sent(
-        tools=[FUNCTION, file_search("a")], tool_choice=choice, parallel_tool_calls=False
-    )
+    body = sent(tools=[FUNCTION, file_search("a")], tool_choice=choice, parallel_tool_calls=False)
     assert body["tools"] == [FUNCTION]
     assert body["parallel_tool_calls"] is False
     assert body.get("tool_choice") == (choice if isinstance(choice, str) else None)

@@ -45,6 +45,7 @@ def cited(text: str, sources: int = 3) -> list[tuple[int, int, int]]:
         ("[1]: so says the first", []),  # a reference definition
         ("As it says in [1]: yes", [(14, 17, 0)]),
         ("see [1](http://x) and [the [2] one](y)", [(27, 30, 1)]),
+        ("[1](http://x/a_(b)) [2]", [(20, 23, 1)]),
         ("`a[1]` [2]", [(7, 10, 1)]),
         ("``a[1]`` [2]", [(9, 12, 1)]),
         ("a ` b [1]", [(6, 9, 0)]),
@@ -62,7 +63,9 @@ def test_markers(text: str, found: list[tuple[int, int, int]]) -> None:
 
 
 @pytest.mark.timeout(5)
-@pytest.mark.parametrize("text", ["[" * 200_000, "`" * 200_001 + "[", "[a](" * 50_000, "` " * 100_001])
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "`" * 200_001 + "[", "[a](" * 50_000, "` " * 100_001]
+)
 def test_no_text_takes_long(text: str) -> None:
     assert cited(text + "[") == []
 

@@ -1,0 +1,118 @@
+"""`groundwire serve` as a process with a real engine: what it answers, and how it ends when the engine dies."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from retrieval.trace import STAGES
+from tests.engine.real import QUESTION, START_SECONDS, ingest_folder, settings_for, write_documents
+
+pytestmark = pytest.mark.engine
+
+GROUNDWIRE = Path(sys.executable).with_name("groundwire")
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `groundwire serve` and where its output goes."""
+
+    process: psutil.Process
+    popen: subprocess.Popen[bytes]
+    url: str
+    log: Path
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    write_documents(folder / "facts")
+    settings = settings_for(folder / "data")
+    ingest_folder(settings, folder / "facts", "facts")
+    log = folder / "serve.log"
+    command = [
+        GROUNDWIRE,
+        "serve",
+        "--port",
+        "0",
+        "--default-store",
+        "facts",
+        "--data-dir",
+        settings.data_dir,
+    ]
+    with log.open("wb") as out:
+        popen = subprocess.Popen(
+            [*command, *settings.vllm_args],
+            stdout=out,
+            stderr=out,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+    try:
+        url = wait_for_url(popen, log)
+        yield Served(psutil.Process(popen.pid), popen, url, log)
+    finally:
+        popen.kill()
+        popen.wait(30)
+
+
+def wait_for_url(popen: subprocess.Popen[bytes], log: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert popen.poll() is None, log.read_text()[-3000:]
+        if found := re.search(r"ready on (http://\S+)", log.read_text()):
+            return found[1]
+        try:
+            popen.wait(0.2)
+        except subprocess.TimeoutExpired:
+            continue
+    raise AssertionError(f"no URL in time: {log.read_text()[-3000:]}")
+
+
+def test_answers_grounded(served: Served) -> None:
+    body = {
+        "model": "gpt-4o-mini",
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 4,
+    }
+    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-rag-status"] == "hit"
+    assert "curl " in served.log.read_text()
+
+
+def test_one_metrics_page(served: Served) -> None:
+    page = httpx.get(f"{served.url}/metrics").text
+    for stage in set(STAGES) - {"rerank"}:
+        assert (
+            f'groundwire_stage_duration_seconds_count{{outcome="ok",stage="{stage}"}} 1.0' in page
+        )
+    assert "vllm:request_success_total" in page
+    assert 'groundwire_tokens_total{kind="completion"} 4.0' in page
+
+
+def test_engine_death_ends_the_process(served: Served) -> None:
+    children = served.process.children(recursive=True)
+    workers = [
+        child
+        for child in children
+        if "VLLM" in "".join(child.cmdline()) or "spawn" in "".join(child.cmdline())
+    ]
+    assert workers, [child.cmdline() for child in children]
+    for worker in workers:
+        worker.send_signal(signal.SIGKILL)
+    assert served.popen.wait(30) == 1
+    lines = [line for line in served.log.read_text().splitlines() if line.strip()]
+    assert any("groundwire: the engine has died" in line for line in lines[-3:]), lines[-10:]
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive, [process.cmdline() for process in alive]

@@ -1,0 +1,175 @@
+"""The stages in order, over a real keyword index; the dense side is the smallest thing that searches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from retrieval.embed.base import Vectors
+from retrieval.errors import DeadlineExceeded, EmbedderError, StoreUnavailable
+from retrieval.lexical import LexicalIndex, LexicalWriter
+from retrieval.pipeline import FusionSettings, Retriever
+from retrieval.trace import Trace
+from retrieval.types import Hit, Passage, Query, Retrieval
+
+TEXTS = ("The quagga was a zebra.", "Green tea is steeped.", "A zebra crossing has stripes.")
+
+
+def passages(store: str) -> list[Passage]:
+    return [Passage(f"file-{store}", "ab" * 32, i, f"{store}.md", t) for i, t in enumerate(TEXTS)]
+
+
+class Letters:
+    """Embeds a text as the counts of its letters."""
+
+    async def embed(self, text: str) -> Vectors:
+        counts = np.array([text.lower().count(chr(97 + i)) for i in range(26)], dtype=np.float32)
+        return counts / max(float(np.linalg.norm(counts)), 1e-9)
+
+
+class Brute:
+    """Compares with every row; `extra` are hits that no passage belongs to."""
+
+    def __init__(self, rows: dict[str, list[Passage]], extra: Sequence[Hit] = ()) -> None:
+        self.rows = rows
+        self.extra = list(extra)
+        self.asked: list[int] = []
+
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:
+        self.asked.append(k)
+        embedder = Letters()
+        hits = [
+            Hit(row.id, float(vector @ await embedder.embed(row.text)))
+            for row in self.rows.get(store_id, ())
+        ]
+        return sorted([*hits, *self.extra], key=lambda hit: -hit.score)[:k]
+
+
+@pytest.fixture
+def lexical(tmp_path: Path) -> LexicalIndex:
+    for store in ("a", "b"):
+        with LexicalWriter(tmp_path, store) as writer:
+            writer.replace_file(f"file-{store}", passages(store))
+            writer.commit()
+    return LexicalIndex(tmp_path)
+
+
+def query(text: str, *stores: str, number: int = 4) -> Query:
+    return Query(text, stores, number)
+
+
+def found(retrieval: Retrieval) -> list[str]:
+    return [candidate.passage.text for candidate in retrieval.candidates]
+
+
+@pytest.mark.anyio
+async def test_both_rankings_are_fused(lexical: LexicalIndex) -> None:
+    retriever = Retriever(Letters(), Brute({"a": passages("a")}), lexical)
+    trace = Trace()
+    result = await retriever.retrieve(query("quagga zebra", "a"), trace)
+    assert found(result)[0] == TEXTS[0]
+    best = result.candidates[0]
+    assert set(best.scores) == {"search", "lexical"}
+    assert best.score == pytest.approx(1.0)
+    assert [c.score for c in result.candidates] == sorted(
+        (c.score for c in result.candidates), reverse=True
+    )
+    assert result.best_similarity == pytest.approx(
+        max(c.scores["search"] for c in result.candidates)
+    )
+    assert [record.outcome for record in trace.records] == ["ok"] * 4
+    assert set(trace.timings_ms()) == {"embed", "lexical", "search", "fuse"}
+
+
+@pytest.mark.anyio
+async def test_several_stores_are_one_ranking(lexical: LexicalIndex) -> None:
+    dense = Brute({name: passages(name) for name in "ab"})
+    result = await Retriever(Letters(), dense, lexical).retrieve(query("quagga", "a", "b"), Trace())
+    assert {c.passage.file_id for c in result.candidates[:2]} == {"file-a", "file-b"}
+    assert found(result)[:2] == [TEXTS[0]] * 2
+
+
+@pytest.mark.anyio
+async def test_a_vector_without_its_passage_is_not_visible(lexical: LexicalIndex) -> None:
+    dense = Brute({"a": passages("a")}, extra=[Hit("file-gone/00/0", 0.99)])
+    result = await Retriever(Letters(), dense, lexical).retrieve(query("zebra", "a"), Trace())
+    assert "file-gone" not in {c.passage.file_id for c in result.candidates}
+    assert result.candidates
+
+
+@pytest.mark.anyio
+async def test_a_store_that_holds_nothing(lexical: LexicalIndex) -> None:
+    result = await Retriever(Letters(), Brute({}), lexical).retrieve(
+        query("zebra", "none"), Trace()
+    )
+    assert (result.candidates, result.best_similarity) == ((), None)
+
+
+@pytest.mark.anyio
+async def test_as_many_candidates_as_are_asked_for(lexical: LexicalIndex) -> None:
+    dense = Brute({"a": passages("a")})
+    retriever = Retriever(Letters(), dense, lexical, FusionSettings(candidates=2))
+    await retriever.retrieve(query("zebra", "a", number=1), Trace())
+    await retriever.retrieve(query("zebra", "a", number=50), Trace())
+    assert dense.asked == [2, 50]
+
+
+class Broken(Brute):
+    def __init__(self, error: Exception) -> None:
+        super().__init__({})
+        self.error = error
+
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        raise self.error
+
+
+class Deaf(Letters):
+    async def embed(self, text: str) -> Vectors:
+        raise EmbedderError(f"cannot read {text}")
+
+
+@pytest.mark.anyio
+async def test_an_error_is_raised_as_it_is(lexical: LexicalIndex) -> None:
+    trace = Trace()
+    retriever = Retriever(Letters(), Broken(StoreUnavailable("gone")), lexical)
+    with pytest.raises(StoreUnavailable, match="gone"):
+        await retriever.retrieve(query("zebra", "a"), trace)
+    outcomes = {record.stage: record.outcome for record in trace.records}
+    assert (outcomes["embed"], outcomes["search"]) == ("ok", "error")
+    assert "fuse" not in outcomes
+    with pytest.raises(EmbedderError, match="cannot read zebra"):
+        await Retriever(Deaf(), Brute({}), lexical).retrieve(query("zebra", "a"), Trace())
+
+
+class Silent(Brute):
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.anyio
+async def test_a_deadline(lexical: LexicalIndex) -> None:
+    trace = Trace()
+    with pytest.raises(DeadlineExceeded, match="retrieval_timeout_seconds"):
+        await Retriever(Letters(), Silent({}), lexical).retrieve(
+            query("zebra", "a"), trace, timeout_seconds=0.05
+        )
+    outcomes = {record.stage: record.outcome for record in trace.records}
+    assert outcomes["search"] == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_a_caller_that_leaves_cancels_the_search(lexical: LexicalIndex) -> None:
+    trace = Trace()
+    retriever = Retriever(Letters(), Silent({}), lexical)
+    task = asyncio.ensure_future(retriever.retrieve(query("zebra", "a"), trace))
+    while not any(record.stage == "embed" for record in trace.records):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {r.stage: r.outcome for r in trace.records}["search"] == "cancelled"

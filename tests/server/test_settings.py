@@ -1,0 +1,164 @@
+"""settings: flags, environment and file; what is wrong stops the start and is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from server.cli import main
+from server.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No variables and no file but the test's own."""
+    import os
+
+    for name in [name for name in os.environ if name.upper().startswith("GROUNDWIRE_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refusal(flags: dict[str, Any] | None = None) -> str:
+    with pytest.raises(SettingsError) as caught:
+        load_settings(flags)
+    return str(caught.value)
+
+
+def test_the_defaults_are_safe() -> None:
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.api_keys) == ("127.0.0.1", 8000, [])
+    assert settings.on_error == "skip"
+    assert not settings.expose_engine_routes
+    assert (
+        settings.allowed_origins == settings.allowed_hosts == settings.allowed_media_domains == []
+    )
+
+
+def test_flags_before_environment_before_file(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "groundwire.toml").write_text("top_k = 5\nport = 1\nrrf_k = 3\n")
+    monkeypatch.setenv("GROUNDWIRE_TOP_K", "6")
+    monkeypatch.setenv("GROUNDWIRE_PORT", "2")
+    settings = load_settings({"top_k": "7"})
+    assert (settings.top_k, settings.port, settings.rrf_k) == (7, 2, 3)
+
+
+def test_a_named_file(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (bare / "mine.toml").write_text('api_keys = ["k1", "acme:k2"]\n')
+    monkeypatch.setenv("GROUNDWIRE_CONFIG", str(bare / "mine.toml"))
+    assert [key.get_secret_value() for key in load_settings().api_keys] == ["k1", "acme:k2"]
+    monkeypatch.setenv("GROUNDWIRE_CONFIG", str(bare / "missing.toml"))
+    assert "GROUNDWIRE_CONFIG" in refusal()
+    assert "missing.toml" in refusal()
+
+
+def test_lists_and_objects_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROUNDWIRE_API_KEYS", " a , acme:b ,")
+    monkeypatch.setenv("GROUNDWIRE_VLLM_ARGS", "--enforce-eager --chat-template '/a b'")
+    monkeypatch.setenv("GROUNDWIRE_SCRIPTED", '{"answer": "hi"}')
+    settings = load_settings()
+    assert [key.get_secret_value() for key in settings.api_keys] == ["a", "acme:b"]
+    assert settings.vllm_args == ["--enforce-eager", "--chat-template", "/a b"]
+    assert settings.scripted == {"answer": "hi"}
+
+
+BAD = [
+    ("port", "70000"),
+    ("port", "http"),
+    ("top_k", "0"),
+    ("top_k", "51"),
+    ("engine", "llama"),
+    ("on_error", "retry"),
+    ("min_similarity", "2"),
+    ("retrieval_timeout_seconds", "0"),
+    ("keep_alive_seconds", "-1"),
+    ("max_inflight", "0"),
+    ("chroma_url", "localhost:8000"),
+    ("public_url", "example.com"),
+    ("log_level", "loud"),
+    ("expose_engine_routes", "perhaps"),
+    ("embedder_backend", "cuda"),
+    ("scripted", "{"),
+    ("model_aliases", "gpt"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
+def test_a_bad_value_names_the_field(
+    name: str, value: str, bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"GROUNDWIRE_{name.upper()}", value)
+    assert name in refusal()
+    monkeypatch.delenv(f"GROUNDWIRE_{name.upper()}")
+    (bare / "groundwire.toml").write_text(f'{name} = "{value}"\n')
+    assert name in refusal()
+    (bare / "groundwire.toml").unlink()
+    assert name in refusal({name: value})
+
+
+def test_an_unknown_setting_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "topk" in refusal({"topk": 4})
+    monkeypatch.setenv("GROUNDWIRE_TOPK", "4")
+    assert "GROUNDWIRE_TOPK" in refusal()
+    monkeypatch.delenv("GROUNDWIRE_TOPK")
+    (bare / "groundwire.toml").write_text("[retrieval]\ntop_k = 4\n")
+    assert "retrieval" in refusal()
+
+
+def test_every_wrong_field_is_named_at_once() -> None:
+    message = refusal({"port": "x", "top_k": 0})
+    assert "port:" in message
+    assert "top_k:" in message
+
+
+def test_a_broken_file_is_named(bare: Path) -> None:
+    (bare / "groundwire.toml").write_text("top_k = \n")
+    assert "groundwire.toml" in refusal()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.4", "example.com"])
+def test_no_key_no_strangers(host: str) -> None:
+    message = refusal({"host": host})
+    assert message.startswith("host: ")
+    assert "GROUNDWIRE_API_KEYS" in message
+    assert Settings(host=host, api_keys=["k"]).host == host
+
+
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GROUNDWIRE_API_KEYS", "sk-verysecret")
+    assert "verysecret" not in repr(load_settings())
+    monkeypatch.setenv("GROUNDWIRE_PORT", "x")
+    assert "verysecret" not in refusal()
+
+
+@pytest.mark.parametrize("key", ["acme:", ":", "  ", "acme: "])
+def test_an_empty_key_is_refused(key: str) -> None:
+    assert "api_keys" in refusal({"api_keys": [key]})
+
+
+@pytest.mark.parametrize(
+    ("argv", "named"),
+    [
+        (["serve", "--port", "x"], "port"),
+        (["serve", "--engine", "scripted", "--enforce-eager"], "--enforce-eager"),
+        (["serve", "--host", "0.0.0.0"], "host"),
+    ],
+)
+def test_the_command_stops_with_the_name(
+    argv: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("groundwire: ")
+    assert named in error
+    assert "Traceback" not in error
+
+
+def test_an_unknown_flag_of_another_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["ingest", ".", "--wrong"])
+    assert caught.value.code == 2
+    assert "--wrong" in capsys.readouterr().err
