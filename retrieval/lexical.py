@@ -248,7 +248,7 @@ def _open_index(directory: Path) -> tantivy.Index:
 def _unusable(directory: Path, reason: str) -> IndexMissing:
     return IndexMissing(
         f"the keyword index {directory} cannot be used ({reason}); "
-        "run `groundwire reindex` to build it again"
+        "run `groundwire ingest` on any file of the store: it builds the index again from the kept files"
     )
 
 

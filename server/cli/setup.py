@@ -25,7 +25,7 @@ def add_parser(
 def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - all of it is in settings
     """Prepare both models; returns 1 with a message when that is not possible."""
     from retrieval.errors import EmbedderError
-    from server.bundled import prepare_chat_model, prepare_embedder
+    from server.bundled import BundledModelError, prepare_chat_model, prepare_embedder
 
     def say(step: str) -> None:
         print(step, file=sys.stderr, flush=True)
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
     try:
         for prepare in (prepare_embedder, prepare_chat_model):
             print(prepare(settings.models_dir, say))
-    except (EmbedderError, OSError) as error:
+    except (EmbedderError, BundledModelError, OSError) as error:
         print(f"groundwire: {error}", file=sys.stderr)
         return 1
     return 0

@@ -17,9 +17,10 @@ from pathlib import Path
 from anyio import CancelScope, to_thread
 
 from retrieval.embed.base import Embedder
+from retrieval.errors import IndexMissing
 from retrieval.ingest.index import IndexWriter
 from retrieval.ingest.load import supported
-from retrieval.lexical import LexicalIndex, LexicalWriter
+from retrieval.lexical import LexicalIndex, LexicalWriter, drop
 from retrieval.search import VectorStore, connect
 from server.catalog import Catalog, Store, StoreNotFound, is_store_id
 from server.ingestion.lock import IngestError, ingest_lock
@@ -49,6 +50,7 @@ async def ingest_paths(
         store = await _store(catalog, job, embedder)
         found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir])
         root = job.data_dir / "lexical"
+        await to_thread.run_sync(_drop_unusable, root, store.id)
         async with (
             connect(job.data_dir, job.chroma_url) as chroma,
             _open_writer(root, store.id) as lexical,
@@ -88,6 +90,14 @@ async def _open_writer(root: Path, store_id: str) -> AsyncIterator[LexicalWriter
     finally:
         with CancelScope(shield=True):
             await to_thread.run_sync(writer.__exit__, None, None, None)
+
+
+def _drop_unusable(root: Path, store_id: str) -> None:
+    """Make way for a new keyword index where the old one cannot be read; `_damaged` then finds it empty."""
+    try:
+        LexicalIndex(root).count(store_id)
+    except IndexMissing:
+        drop(root, store_id)
 
 
 async def _damaged(

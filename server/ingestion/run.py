@@ -126,7 +126,7 @@ class Run:
         unfinished = [
             member
             for key, member in known.items()
-            if member.status == "in_progress" and key not in seen
+            if (member.status == "in_progress" or self._reindex) and key not in seen
         ]
         problems = [*found.problems, *missing]
         self._total = len(problems) + len(gone) + len(found.sources) + len(unfinished)
@@ -192,7 +192,7 @@ class Run:
         await self._prepare(read, source.name, source.key, known)
 
     async def _repeat(self, member: Membership) -> None:
-        """Finish what an interruption left, from the bytes that were kept: its path was not given now."""
+        """Index what an interruption or a damaged index left, from the kept bytes: its path was not given."""
 
         def read() -> bytes:
             return self._blobs.get(member.file.content_hash)

@@ -224,7 +224,7 @@ def test_drop_and_make_again(tmp_path: Path) -> None:
     assert len(index.search("s", "new", 5)) == 1
 
 
-def test_an_index_of_another_version_says_reindex(
+def test_an_index_of_another_version_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -234,14 +234,14 @@ def test_an_index_of_another_version_says_reindex(
         lambda: LexicalIndex(tmp_path).search("s", "x", 1),
         lambda: LexicalWriter(tmp_path, "s").__enter__(),
     ):
-        with pytest.raises(IndexMissing, match=r"another version.*groundwire reindex"):
+        with pytest.raises(IndexMissing, match=r"another version.*groundwire ingest"):
             use()
 
 
 @pytest.mark.parametrize("suffix", ["meta.json", "store", "term"])
-def test_a_damaged_index_says_reindex(tmp_path: Path, suffix: str) -> None:
+def test_a_damaged_index_says_what_to_do(tmp_path: Path, suffix: str) -> None:
     write(tmp_path, passage("x"))
     damaged = next(path for path in (tmp_path / "s").iterdir() if path.name.endswith(suffix))
     damaged.write_bytes(damaged.read_bytes()[:-40])
-    with pytest.raises(IndexMissing, match="groundwire reindex"):
+    with pytest.raises(IndexMissing, match="groundwire ingest"):
         LexicalIndex(tmp_path).count("s")
