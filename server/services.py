@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
@@ -131,7 +132,15 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
         environment=child_environment(settings),
     )
     async with open_vllm(options) as engine:
+        progress("warming up")
+        await engine.complete(_warm_up(settings.model), "chatcmpl-warm-up")
         yield engine
+
+
+def _warm_up(model: str) -> dict[str, Any]:
+    """A request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
+    messages = [{"role": "user", "content": "Warm up. " * 100}]
+    return {"model": model, "messages": messages, "max_tokens": 2}
 
 
 async def _watch(services: Services) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 if TYPE_CHECKING:
     from server.listener import Listener
@@ -106,6 +107,12 @@ async def _serve(settings: Settings) -> int:
         print(f"groundwire: cannot start: {error}", file=sys.stderr, flush=True)
         return 1
     return 0 if listener.started else 1
+
+
+def _end_at_once(last_line: str) -> NoReturn:
+    """End with status 1 and nothing said after `last_line`, whatever a dead engine's libraries print at exit."""
+    print(last_line, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 async def _stop_when(event: asyncio.Event, listener: Listener) -> None:

@@ -24,6 +24,7 @@ TOOLS = [
         "type": "function",
         "function": {
             "name": "record_days",
+            "strict": True,
             "parameters": {
                 "type": "object",
                 "properties": {"days": {"enum": [365, 417]}},
@@ -42,8 +43,8 @@ FEATURES: dict[str, dict[str, Any]] = {
         },
         "max_tokens": 48,
     },
-    "forced_tool": {"tools": TOOLS, "tool_choice": FORCED, "max_tokens": 48},
-    "required_tool": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 48},
+    "forced_tool": {"tools": TOOLS, "tool_choice": FORCED, "max_tokens": 96},
+    "required_tool": {"tools": TOOLS, "tool_choice": "required", "max_tokens": 96},
     "auto_tool": {"tools": TOOLS, "tool_choice": "auto"},
     "n": {"n": 2, "temperature": 0.8, "seed": 7},
     "stop": {"stop": ["e"], "max_tokens": 24},

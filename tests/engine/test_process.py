@@ -113,6 +113,6 @@ def test_engine_death_ends_the_process(served: Served) -> None:
         worker.send_signal(signal.SIGKILL)
     assert served.popen.wait(30) == 1
     lines = [line for line in served.log.read_text().splitlines() if line.strip()]
-    assert any("groundwire: the engine has died" in line for line in lines[-3:]), lines[-10:]
+    assert lines[-1] == "groundwire: the engine has died; the server ends", lines[-10:]
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, [process.cmdline() for process in alive]
