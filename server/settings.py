@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -196,6 +197,16 @@ class Settings(BaseSettings):
     def _split_shell(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
 
+    @field_validator("api_keys")
+    @classmethod
+    def _whole_keys(cls, value: list[SecretStr]) -> list[SecretStr]:
+        keys = [entry.get_secret_value().rpartition(":")[2].strip() for entry in value]
+        if not all(keys):
+            raise ValueError("an entry without a key; each is `key` or `tenant:key`")
+        if len(set(keys)) < len(keys):
+            raise ValueError("the same key twice: it could belong to one tenant only")
+        return value
+
     @field_validator("chroma_url", "public_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
@@ -266,7 +277,9 @@ def load_settings(flags: dict[str, Any] | None = None) -> Settings:
         return Settings(**(flags or {}))
     except ValidationError as error:
         raise SettingsError(_explain(error)) from None
-    except (ValueError, OSError) as error:  # broken TOML, or JSON in a variable
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{named or CONFIG_FILE}: {error}") from error
+    except (ValueError, OSError) as error:  # JSON in a variable
         raise SettingsError(str(error)) from error
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
 import numpy as np
 import pytest
 
@@ -167,8 +168,9 @@ async def test_a_caller_that_leaves_cancels_the_search(lexical: LexicalIndex) ->
     trace = Trace()
     retriever = Retriever(Letters(), Silent({}), lexical)
     task = asyncio.ensure_future(retriever.retrieve(query("zebra", "a"), trace))
-    while not any(record.stage == "embed" for record in trace.records):
-        await asyncio.sleep(0)
+    with anyio.fail_after(10):
+        while not any(record.stage == "embed" for record in trace.records):  # noqa: ASYNC110
+            await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

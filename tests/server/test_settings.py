@@ -139,6 +139,10 @@ def test_an_empty_key_is_refused(key: str) -> None:
     assert "api_keys" in refusal({"api_keys": [key]})
 
 
+def test_a_key_belongs_to_one_tenant() -> None:
+    assert "api_keys" in refusal({"api_keys": ["acme:k", "evil:k"]})
+
+
 @pytest.mark.parametrize(
     ("argv", "named"),
     [

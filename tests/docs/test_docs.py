@@ -1,0 +1,83 @@
+"""Docs are tests: what exists is in the docs, and what the docs show works."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from server.app import create_app
+from server.engine.scripted import Script
+from server.settings import Settings
+from server.telemetry.metrics import Metrics, new_registry
+from server.wire.chat import RagOptions
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+
+def rows(page: str) -> dict[str, str]:
+    """First cells of a page's tables -> the whole row; a cell may name several things."""
+    found = {}
+    for line in (ROOT / "docs" / page).read_text().splitlines():
+        if line.startswith("| `"):
+            for name in re.findall(r"`([^`]+)`", line.split(" | ")[0]):
+                found[name] = line
+    return found
+
+
+def test_every_setting_is_documented_and_no_other() -> None:
+    assert set(rows("settings.md")) == set(Settings.model_fields)
+
+
+def test_setting_descriptions_are_the_code_s() -> None:
+    for name, row in rows("settings.md").items():
+        assert (Settings.model_fields[name].description or "?") in row
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    registry = new_registry()
+    Metrics(registry)
+    documented = rows("metrics.md")
+    known = {}
+    for collector in registry._collector_to_names:
+        name, labels = collector._name, collector._labelnames
+        known[f"{name}_total" if collector._type == "counter" else name] = labels
+    assert set(documented) == set(known)
+    for name, labels in known.items():
+        for label in labels:
+            assert f"`{label}`" in documented[name].split(" | ")[1]
+
+
+def test_every_rag_option_is_documented() -> None:
+    documented = {name.partition(".")[0] for name in rows("api.md")}
+    assert set(RagOptions.model_fields) <= documented
+
+
+def test_every_script_field_is_documented() -> None:
+    assert set(Script.__dataclass_fields__) <= set(rows("engines.md"))
+
+
+def test_every_route_is_documented_or_internal() -> None:
+    text = (ROOT / "docs" / "api.md").read_text() + (ROOT / "docs" / "engines.md").read_text()
+    for route in create_app(Settings()).routes:
+        path = re.sub(r"\{(\w+)[^}]*\}", "{}", getattr(route, "path", ""))
+        if "{}" in path and not path.startswith(("/v1/models", "/v1/rag")):
+            continue  # below a prefix that is listed as not built
+        start = path.partition("{")[0].rstrip("/")
+        assert start.removesuffix("/batch").removesuffix("/count_tokens") in text, path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+def test_readme_s_curl_is_what_serve_prints() -> None:
+    readme = (ROOT / "README.md").read_text()
+    serve = (ROOT / "server" / "cli" / "serve.py").read_text()
+    (body,) = re.findall(r"-d '(\{.*\})'", readme)
+    assert body in serve
