@@ -314,5 +314,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "ANONYMIZED_TELEMETRY": "False",
         "TOKENIZERS_PARALLELISM": "false",
-        "VLLM_LOGGING_LEVEL": settings.log_level.upper(),
+        # Its own variable, where the user has set it, wins.
+        "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "WARNING",
+        # Python's tracker of shared memory counts what vLLM's killed workers left, after everyone has gone.
+        "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
     }

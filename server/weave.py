@@ -138,7 +138,7 @@ class Weaver:
 
     def feed(self, raw: bytes) -> bytes:
         """One event of the engine's as the events that the client gets (maybe none)."""
-        if raw == DONE:
+        if raw == DONE or raw.startswith(ERROR):
             return raw
         chunk = orjson.loads(raw.removeprefix(DATA))
         choices = chunk.get("choices")

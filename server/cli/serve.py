@@ -93,12 +93,9 @@ async def _serve(settings: Settings) -> int:
                 await listener.serve()
             finally:
                 watch.cancel()
-            if services.dead.is_set():
-                # Its workers are gone; an orderly close would wait for them.
-                print(
-                    "groundwire: the engine has died; the server ends", file=sys.stderr, flush=True
-                )
-                return 1
+            died = services.dead.is_set()
+        if died:
+            _end_at_once("groundwire: the engine has died; the server ends")
         progress("stopped")
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130

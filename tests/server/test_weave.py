@@ -379,6 +379,12 @@ def test_a_plain_stream_is_the_engines_bytes_but_for_the_model() -> None:
     assert [same.feed(event) for event in events] == events
 
 
+def test_an_error_event_is_not_touched() -> None:
+    weaver = weave.Weaver(receipt(), completion_id=ID, created=7, model="m", choices=1)
+    raw = weave.event({"error": {"message": "gone", "type": "server_error", "code": "x"}})
+    assert weaver.feed(raw) == raw
+
+
 def test_a_refusal_is_a_completion() -> None:
     made = json.loads(weave.refusal("No.", completion_id=ID, created=7, model="gpt-4o-mini"))
     assert made["object"] == "chat.completion"

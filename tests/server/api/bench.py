@@ -190,7 +190,7 @@ async def _fill(settings: Settings, services: Services, folder: Path) -> None:
     """Stores of two tenants, one that is empty, and two of one name."""
     from server.embedding import open_embedder
 
-    embedder = await asyncio.to_thread(open_embedder, settings)
+    embedder = await asyncio.to_thread(open_embedder, settings, lambda _: None)
     for tenant in ("acme", "globex"):
         own = {"secret.txt": f"The {tenant} vault opens with the word {tenant}-quibble.\n"}
         job = IngestJob(

