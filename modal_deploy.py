@@ -95,7 +95,7 @@ keys = modal.Secret.from_name("groundwire", required_keys=["GROUNDWIRE_API_KEYS"
     gpu=GPU,
     cpu=4,
     memory=16 * GIB,
-    volumes={WEIGHTS: weights, INDEX: index},
+    volumes={WEIGHTS: weights, INDEX: index.read_only()},
     secrets=[keys],
     min_containers=1,
     scaledown_window=15 * MINUTES,

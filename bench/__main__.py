@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--eager", action="store_true", help="skip compilation; quicker to start")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    parser.add_argument("--out", type=Path, default=ROOT, help="the project to write into")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="groundwire-bench-") as folder:
         results = run(options, Path(folder))

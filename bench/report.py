@@ -53,18 +53,23 @@ def _version(package: str) -> str | None:
         return None
 
 
-def write_report(results: dict[str, Any], folder: Path) -> None:
-    """Save the JSON, and put the tables between the markers of `performance.md`."""
-    (folder / "performance.json").write_text(json.dumps(results, indent=2) + "\n")
-    page = folder / "performance.md"
+def write_report(results: dict[str, Any], root: Path) -> None:
+    """Save the JSON; put its tables between the markers of `docs/performance.md`, the first one of README.md."""
+    docs = root / "docs"
+    (docs / "performance.json").write_text(json.dumps(results, indent=2) + "\n")
+    _fill(docs / "performance.md", f"{_comparisons(results)}\n\n{_stages(results)}")
+    _fill(root / "README.md", _comparisons(results))
+    print(f"{_comparisons(results)}\n\n{_stages(results)}")
+
+
+def _fill(page: Path, text: str) -> None:
     before, _, rest = page.read_text().partition(START)
     after = rest.partition(END)[2]
-    page.write_text(f"{before}{START}\n{render(results)}\n{END}{after}")
-    print(render(results))
+    page.write_text(f"{before}{START}\n{text}\n{END}{after}")
 
 
-def render(results: dict[str, Any]) -> str:
-    """The tables as Markdown. Pure."""
+def _comparisons(results: dict[str, Any]) -> str:
+    """The conditions in a sentence, and a row for each figure of each comparison."""
     seen = results["conditions"]
     mode = "compiled" if seen["compiled"] else "eager"
     lines = [
@@ -84,7 +89,12 @@ def render(results: dict[str, Any]) -> str:
                 f"| {name} | {comparison['concurrency']} | {label} | {row['bare']:.1f} | {row['ours']:.1f} "
                 f"| {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) |"
             )
-    lines += ["", "| stage | median (ms) | p95 (ms) |", "|---|---|---|"]
+    return "\n".join(lines)
+
+
+def _stages(results: dict[str, Any]) -> str:
+    """Where a grounded request's time goes, one request at a time."""
+    lines = ["| stage | median (ms) | p95 (ms) |", "|---|---|---|"]
     for stage, values in results["stages_ms"].items():
         lines.append(f"| {stage} | {values['p50']:.2f} | {values['p95']:.2f} |")
     return "\n".join(lines)

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 #: What is said where `on_empty: refuse` finds nothing to answer from.
 REFUSAL = "The documents hold nothing about this."
+#: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
+#: one embedding thread from everyone else for seconds.
+MAX_QUERY_CHARACTERS = 20_000
 #: Joining texts can cost a token at each seam that counting them apart does not see.
 SEAM_TOKENS = 2
 
@@ -163,7 +166,8 @@ class Grounding:
             if store.embedder is not None and store.embedder != self._embedder:
                 conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
                 raise RetrievalError(str(conflict))
-        query = Query(planned.question, tuple(store.id for store in stores), planned.top_k)
+        text = planned.question[:MAX_QUERY_CHARACTERS]
+        query = Query(text, tuple(store.id for store in stores), planned.top_k)
         timeout = self._settings.timeout_seconds
         return await self._retriever.retrieve(query, trace, timeout_seconds=timeout)
 

@@ -69,9 +69,7 @@ class Running:
     engine: ScriptedEngine
     client: httpx.Client
 
-    def ask(
-        self, content: Any = QUESTION, headers: dict[str, str] | None = None, **fields: Any
-    ) -> Any:
+    def ask(self, content: Any = QUESTION, headers: Any = None, **fields: Any) -> Any:
         """The response to a chat request."""
         return self.client.post(ROUTE, json=chat(content, **fields), headers=headers)
 

@@ -146,7 +146,7 @@ def test_the_request_id_is_echoed_and_never_used(served: Running) -> None:
     assert "mine" not in response.json()["id"]
     assert "request_id" not in served.engine.seen.bodies[-1]
     for bad in ("", "é" * 3, "x" * 200):
-        made = served.ask(headers={"X-Request-Id": bad.encode().decode("latin-1")})
+        made = served.ask(headers={"X-Request-Id": bad.encode()})
         assert re.fullmatch(r"req_[0-9a-f]{32}", made.headers["x-request-id"])
 
 
