@@ -16,10 +16,12 @@ The URL that Modal prints is the `base_url`, with `/v1` behind it; `docs/modal.m
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import modal
 
@@ -120,14 +122,17 @@ class Server:
         self.stack = AsyncExitStack()
         services = await self.stack.enter_async_context(open_services(settings, print))
         self.app = create_app(settings, services)
+        self.watch = asyncio.create_task(end_when(services.dead))
 
     @modal.asgi_app()
-    def web(self):  # noqa: ANN201 - whatever ASGI app `create_app` makes
+    def web(self) -> Any:
+        """The ASGI app."""
         return self.app
 
     @modal.exit()
     async def stop(self) -> None:
         """Stop engine and Chroma in order; a request that Modal still lets run has ended by now."""
+        self.watch.cancel()
         await self.stack.aclose()
 
 
@@ -148,8 +153,7 @@ class Server:
 )
 async def ingest(store: str = "docs") -> None:
     """Bring the store up to date with the documents Volume, and publish it."""
-    import asyncio
-
+    from server.auth import signing_key
     from server.embedding import open_embedder
     from server.ingestion import IngestJob, ingest_paths
     from server.settings import load_settings
@@ -168,8 +172,17 @@ async def ingest(store: str = "docs") -> None:
     )
     embedder = await asyncio.to_thread(open_embedder, settings, print)
     print(await ingest_paths(job, embedder, print))
+    signing_key(
+        settings.data_dir / "secret"
+    )  # one for all containers: citations' links outlive each
     publish(settings.data_dir, INDEX)
     await index.commit.aio()
+
+
+async def end_when(dead: asyncio.Event) -> None:
+    """A dead engine does not come back in its process: the container ends, and Modal starts another."""
+    await dead.wait()
+    os._exit(1)
 
 
 def take_published(published: Path, data_dir: Path) -> None:
@@ -186,7 +199,9 @@ def publish(data_dir: Path, published: Path) -> None:
     """Copy `data_dir` to the next version and make it current; versions before the last one are removed."""
     versions = sorted(published.glob("v-*"), key=lambda path: int(path.name.removeprefix("v-")))
     number = int(versions[-1].name.removeprefix("v-")) + 1 if versions else 1
-    shutil.copytree(data_dir, published / f"v-{number}")
+    # Locks and addresses belong to the processes that ran here.
+    running = shutil.ignore_patterns("*.lock", "chroma.json", "chroma.log")
+    shutil.copytree(data_dir, published / f"v-{number}", ignore=running)
     pointer = published / "CURRENT.new"
     pointer.write_text(f"v-{number}\n")
     os.replace(pointer, published / "CURRENT")

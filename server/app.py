@@ -71,7 +71,16 @@ def create_app(
 def _middleware(settings: Settings) -> list[Middleware]:
     """Outermost first."""
     stack = [Middleware(RequestId)]
+    if not settings.api_keys:
+        stack.append(
+            Middleware(
+                Doorkeeper,
+                allowed_hosts=settings.allowed_hosts,
+                allowed_origins=settings.allowed_origins,
+            )
+        )
     if settings.allowed_origins:
+        # Behind the doorkeeper: it would answer the preflights of foreign pages in a form of its own.
         stack.append(
             Middleware(
                 CORSMiddleware,
@@ -79,14 +88,6 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
                 expose_headers=["x-request-id", "x-rag-status", "x-rag-sources", "server-timing"],
-            )
-        )
-    if not settings.api_keys:
-        stack.append(
-            Middleware(
-                Doorkeeper,
-                allowed_hosts=settings.allowed_hosts,
-                allowed_origins=settings.allowed_origins,
             )
         )
     return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]

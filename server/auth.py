@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlencode
 
 from pydantic import SecretStr
@@ -54,6 +57,20 @@ class Keys:
         if found is None:
             raise Unauthorized("this API key is not valid here")
         return Caller(found, _digest(self._secret, "cache", found))
+
+
+def signing_key(path: Path) -> bytes:
+    """The key of signatures and cache salts: made once, readable by the owner alone."""
+    try:
+        with open(path, "xb", opener=_private) as file:
+            file.write(secrets.token_bytes(32))
+    except FileExistsError:
+        pass
+    return path.read_bytes()
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, mode=0o600)
 
 
 def _digest(secret: bytes, *parts: str) -> str:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import FusionSettings, Retriever
 from retrieval.search import VectorStore, connect
-from server.auth import Keys, Links
+from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead
@@ -84,7 +82,7 @@ async def open_services(
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")
         retriever = Retriever(batcher, handle.store, lexical, _fusion(settings))
-        secret = _secret(settings.data_dir / "secret")
+        secret = signing_key(settings.data_dir / "secret")
         services = Services(
             settings=settings,
             engine=engine,
@@ -151,17 +149,6 @@ async def _watch(services: Services) -> None:
             log.critical("%s", error)
             services.dead.set()
         await asyncio.sleep(HEALTH_SECONDS)
-
-
-def _secret(path: Path) -> bytes:
-    """The key of signatures and cache salts: made once, readable by the owner alone."""
-    try:
-        with path.open("xb") as file:
-            path.chmod(0o600)
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
 
 
 def _fusion(settings: Settings) -> FusionSettings:

@@ -1,0 +1,152 @@
+"""When Chroma or the engine fails: what the client hears, and that it is over when it is over."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from retrieval.embed.base import Vectors
+from retrieval.errors import DimensionMismatch
+from retrieval.search.lease import Published
+from retrieval.types import Hit
+from server.engine.scripted import Script
+from tests.server.api.bench import Bench, Running, eventually
+from tests.server.api.test_bad_input import error_of
+from tests.server.api.test_chat import payloads
+
+
+def chroma_pid(bench: Bench) -> int:
+    """Our child's: the bench owns the only Chroma on its directory."""
+    published = Published.read(bench.settings.data_dir)
+    assert published is not None
+    return published.pid
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def check_degraded(running: Running, reason: str, streamed: bool) -> None:
+    response = running.ask(stream=streamed)
+    assert response.status_code == 200
+    assert response.headers["x-rag-status"] == "degraded"
+    rag = payloads(response.text)[0]["rag"] if streamed else response.json()["rag"]
+    assert (rag["status"], rag["reason"]) == ("degraded", reason)
+    assert rag["search_results"][0]["data"] == []
+    assert "<sources>" not in running.prompt
+
+
+def check_failed(running: Running, code: str, **fields: Any) -> None:
+    response = running.ask(**fields)
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (503, code)
+    assert response.headers["retry-after"]
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_chroma_that_does_not_answer_is_a_timeout(bench: Bench, streamed: bool) -> None:
+    with bench.serve(retrieval_timeout_seconds=0.2) as running:
+        with frozen(chroma_pid(bench)):
+            check_degraded(running, "timeout", streamed)
+            check_failed(running, "retrieval_failed", rag={"on_error": "fail"}, stream=streamed)
+            check_degraded(running, "timeout", streamed)
+        assert running.metric("retrievals_total", status="degraded") == 2
+    with bench.serve() as running:
+        eventually(lambda: running.ask().headers["x-rag-status"] == "hit")
+
+
+def test_the_server_may_say_fail_and_the_request_skip(bench: Bench) -> None:
+    with bench.serve(retrieval_timeout_seconds=0.2, on_error="fail") as running:
+        with frozen(chroma_pid(bench)):
+            check_failed(running, "retrieval_failed")
+            response = running.ask(rag={"on_error": "skip"})
+            assert (response.status_code, response.headers["x-rag-status"]) == (200, "degraded")
+            refused = running.ask(rag={"on_error": "skip", "on_empty": "refuse"}).json()
+            assert "documents hold nothing" in refused["choices"][0]["message"]["content"]
+        assert len(running.engine.seen.bodies) == 1
+
+
+class Broken:
+    """A vector store whose rows another embedder made."""
+
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        raise DimensionMismatch("the store has 768 dimensions and the embedder 384")
+
+
+def test_any_failure_of_retrieval_follows_on_error(bench: Bench) -> None:
+    with bench.serve(dense=Broken()) as running:
+        check_degraded(running, "unavailable", False)
+        response = running.ask(rag={"on_error": "fail"})
+        assert response.status_code == 503
+        assert "768" in error_of(response)["message"]
+
+
+class Bug:
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        raise RuntimeError("secret detail")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_bug_is_a_500_without_internals(bench: Bench, streamed: bool) -> None:
+    with bench.serve(dense=Bug()) as running:
+        response = running.ask(stream=streamed)
+        error = error_of(response)
+        assert response.status_code == 500
+        assert "secret" not in response.text
+        assert response.headers["x-request-id"] in error["message"]
+        assert response.headers["x-should-retry"] == "false"
+        eventually(lambda: running.in_flight == 0)
+
+
+def test_ready_and_alive(shared: Running) -> None:
+    assert shared.client.get("/health").json() == {"status": "ok"}
+    ready = shared.client.get("/ready")
+    assert (ready.status_code, ready.json()["status"]) == (200, "ready")
+
+
+def test_a_dead_engine_is_not_ready(bench: Bench) -> None:
+    with bench.serve() as running:
+        running.engine.script = replace(running.engine.script, fail="dead")
+        ready = running.client.get("/ready")
+        assert ready.status_code == 503
+        assert "dead" in ready.json()["engine"]
+        assert running.client.get("/health").status_code == 200
+        check_failed(running, "engine_dead")
+
+
+def test_a_draining_server_is_not_ready_and_takes_nothing(bench: Bench) -> None:
+    with bench.serve(Script(answer="x")) as running:
+        running.services.admission.drain()
+        assert running.client.get("/ready").status_code == 503
+        check_failed(running, "shutting_down")
+        assert running.metric("requests_rejected_total", reason="draining") == 1
+        assert running.client.post("/tokenize", json={"prompt": "x"}).status_code == 503
+
+
+def test_chroma_that_died_comes_back(bench: Bench) -> None:
+    """Last in this file: the restart takes a second or two."""
+    pid = chroma_pid(bench)
+    restarts = bench.services.metrics.chroma_restarts
+    before = restarts._value.get()
+    with bench.serve() as running:
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: running.client.get("/ready").status_code == 503)
+        assert "hroma" in running.client.get("/ready").json()["vectors"]
+        response = running.ask()
+        assert response.status_code == 200
+        assert response.headers["x-rag-status"] in ("degraded", "hit")
+        eventually(lambda: running.client.get("/ready").status_code == 200)
+        assert running.ask().headers["x-rag-status"] == "hit"
+        assert chroma_pid(bench) != pid
+        assert restarts._value.get() == before + 1
