@@ -18,8 +18,8 @@ SHELL := bash
 HOST ?= 127.0.0.1
 PORT ?= 8000
 MODEL ?=
-# Without compilation the first answer comes a minute earlier, and a CPU gains little from compiling: a
-# newcomer's first start is what this default is for. `VLLM_ARGS= make serve` compiles.
+# Without compilation the first answer comes a minute earlier, and a newcomer's first start is what this
+# default is for. `VLLM_ARGS= make serve` compiles.
 VLLM_ARGS ?= $(if $(filter scripted,$(GROUNDWIRE_ENGINE)),,--enforce-eager)
 
 VENV := .venv

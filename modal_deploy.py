@@ -97,7 +97,7 @@ keys = modal.Secret.from_name("groundwire", required_keys=["GROUNDWIRE_API_KEYS"
     gpu=GPU,
     cpu=4,
     memory=16 * GIB,
-    volumes={WEIGHTS: weights, INDEX: index.read_only()},
+    volumes={str(WEIGHTS): weights, str(INDEX): index.read_only()},
     secrets=[keys],
     min_containers=1,
     scaledown_window=15 * MINUTES,
@@ -147,11 +147,11 @@ class Server:
     image=image,
     cpu=8,
     memory=16 * GIB,
-    volumes={DOCUMENTS: documents, INDEX: index},
+    volumes={str(DOCUMENTS): documents, str(INDEX): index},
     max_containers=1,
     timeout=60 * MINUTES,
 )
-async def ingest(store: str = "docs") -> None:
+def ingest(store: str = "docs") -> None:
     """Bring the store up to date with the documents Volume, and publish it."""
     from server.auth import signing_key
     from server.embedding import open_embedder
@@ -170,13 +170,11 @@ async def ingest(store: str = "docs") -> None:
         chunk_overlap_tokens=settings.chunk_overlap_tokens,
         max_file_bytes=settings.max_file_bytes,
     )
-    embedder = await asyncio.to_thread(open_embedder, settings, print)
-    print(await ingest_paths(job, embedder, print))
-    signing_key(
-        settings.data_dir / "secret"
-    )  # one for all containers: citations' links outlive each
+    print(asyncio.run(ingest_paths(job, open_embedder(settings, print), print)))
+    # Published with the rest: a citation's link must be valid in every container.
+    signing_key(settings.data_dir / "secret")
     publish(settings.data_dir, INDEX)
-    await index.commit.aio()
+    index.commit()
 
 
 async def end_when(dead: asyncio.Event) -> None:

@@ -75,7 +75,7 @@ class Retriever:
             lexical_task = group.create_task(self._lexical_hits(query, k, trace))
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
-            candidates = self._fuse(query, dense, lexical)
+            candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
         best = max((hit.score for hit in dense), default=None)
         return Retrieval(query, candidates, best)
 
@@ -83,10 +83,12 @@ class Retriever:
         with trace.stage("embed"):
             vector = await self._embedder.embed(query.text)
         with trace.stage("search"):
-            pages = await asyncio.gather(
-                *(self._dense.query(store_id, vector, k) for store_id in query.store_ids)
-            )
-        return _best(pages, k)
+            async with _Group() as group:
+                pages = [
+                    group.create_task(self._dense.query(store_id, vector, k))
+                    for store_id in query.store_ids
+                ]
+        return _best([page.result() for page in pages], k)
 
     async def _lexical_hits(self, query: Query, k: int, trace: Trace) -> list[Hit]:
         with trace.stage("lexical"):

@@ -69,8 +69,6 @@ class Query:
     text: str
     store_ids: tuple[str, ...]
     max_num_results: int
-    min_similarity: float = 0.0
-    score_threshold: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

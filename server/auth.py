@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from retrieval.types import HASH_DIGITS, Passage
 from server.catalog import LOCAL_TENANT
 from server.errors import NotFound, Unauthorized
 
+KEY_BYTES = 32
 #: How long a citation's link works when keys are configured.
 LINK_SECONDS = 7 * 24 * 3600
 
@@ -60,17 +63,25 @@ class Keys:
 
 
 def signing_key(path: Path) -> bytes:
-    """The key of signatures and cache salts: made once, readable by the owner alone."""
-    try:
-        with open(path, "xb", opener=_private) as file:
-            file.write(secrets.token_bytes(32))
-    except FileExistsError:
-        pass
-    return path.read_bytes()
+    """The key of signatures and cache salts: made once, readable by the owner alone.
 
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, mode=0o600)
+    Appears whole or not at all, so that no two processes differ. Raises ValueError for a damaged file.
+    """
+    if not path.exists():
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
+        with os.fdopen(handle, "wb") as file:
+            file.write(secrets.token_bytes(KEY_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+        os.unlink(name)
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise ValueError(
+            f"{path} is damaged: remove it, and a new key is made (old links then end)"
+        )
+    return key
 
 
 def _digest(secret: bytes, *parts: str) -> str:

@@ -15,13 +15,13 @@ from server.services import Services
 M = TypeVar("M", bound=BaseModel)
 
 
-def services_of(request: Request) -> Services:
+async def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
     """The caller by its key. Raises Unauthorized."""
-    services = services_of(request)
+    services = await services_of(request)
     try:
         return services.keys.caller(request.headers.get("authorization"))
     except Exception:
@@ -29,7 +29,7 @@ def caller_of(request: Request) -> Caller:
         raise
 
 
-def request_id_of(request: Request) -> str:
+async def request_id_of(request: Request) -> str:
     return cast(str, request.state.request_id)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ REFUSAL = "The documents hold nothing about this."
 #: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
 #: one embedding thread from everyone else for seconds.
 MAX_QUERY_CHARACTERS = 20_000
+SPARE_CANDIDATES = 4
 #: Joining texts can cost a token at each seam that counting them apart does not see.
 SEAM_TOKENS = 2
 
@@ -102,7 +104,11 @@ class Grounding:
         if planned.searches:
             receipt = Receipt("miss", link, question=planned.question)
             receipt = replace(receipt, include_text=planned.include_text, footer=planned.footer)
-            receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
+            try:
+                receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
+            except RetrievalFailed:
+                recording.grounded_in(replace(receipt, status="degraded"))
+                raise
         recording.grounded_in(receipt)
         return Prepared(planned, receipt, to_engine, recording.completion_id, recording)
 
@@ -148,7 +154,8 @@ class Grounding:
         if best is not None and best < self._settings.min_similarity:
             return replace(receipt, reason="below_similarity"), body
         with trace.stage("pack"):
-            context, rendered = self._pack(planned, retrieval, room)
+            # Tokenizing takes milliseconds that the other streams should not wait for.
+            context, rendered = await asyncio.to_thread(self._pack, planned, retrieval, room)
         receipt = replace(receipt, dropped=context.dropped)
         if not context.sources:
             low = all(drop.reason == "below_threshold" for drop in context.dropped)
@@ -175,7 +182,7 @@ class Grounding:
         log.warning("retrieval failed: %s", error)
         if planned.on_error == "fail":
             raise RetrievalFailed(
-                f"retrieval failed, and the request says on_error: fail: {error}"
+                "retrieval failed, and the request says on_error: fail; the server's log says why"
             ) from error
         reason = "timeout" if isinstance(error, DeadlineExceeded) else "unavailable"
         return replace(receipt, status="degraded", reason=reason)
@@ -190,7 +197,8 @@ class Grounding:
         return min(free, planned.max_context_tokens)
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: int) -> tuple[Context, list[str]]:
-        candidates = retrieval.candidates
+        # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
+        candidates = retrieval.candidates[: 2 * planned.top_k + SPARE_CANDIDATES]
         # The number's own width changes nothing that matters: two digits cost what one does, or one more.
         drafts = [render_source(c.passage, 10 + i, self._breaker) for i, c in enumerate(candidates)]
         *costs, frame = self._engine.count_text([*drafts, render_block([])])
@@ -212,7 +220,7 @@ class Grounding:
             raw = self._refusal(prepared)
         else:
             raw = await self._engine.complete(prepared.body, prepared.completion_id)
-            recording.engine_finished(self._engine.timings(prepared.completion_id))
+            await self._finished(prepared)
         model = prepared.plan.model
         if not prepared.grounded:
             return weave.rename(raw, model)
@@ -233,7 +241,7 @@ class Grounding:
             completion_id=prepared.completion_id,
             created=int(time.time()),
             model=prepared.plan.model,
-            choices=max(int(prepared.body.get("n") or 1), 1),
+            choices=1 if self._refuses(prepared) else max(int(prepared.body.get("n") or 1), 1),
         )
         return self._woven(prepared, events, weaver), weaver.keep_alive()
 
@@ -241,8 +249,9 @@ class Grounding:
         self, prepared: Prepared, events: AsyncGenerator[bytes, None]
     ) -> AsyncGenerator[bytes, None]:
         renamer = weave.Renamer(prepared.plan.model)
-        async for raw in self._watched(prepared, events):
-            yield renamer.feed(raw)
+        async with aclosing(self._watched(prepared, events)) as watched:
+            async for raw in watched:
+                yield renamer.feed(raw)
 
     async def _woven(
         self, prepared: Prepared, events: AsyncGenerator[bytes, None], weaver: weave.Weaver
@@ -251,12 +260,13 @@ class Grounding:
         yield weaver.opening(recording.trace.timings_ms())
         weaving = 0.0
         try:
-            async for raw in self._watched(prepared, events):
-                start = time.perf_counter()
-                out = weaver.feed(raw)
-                weaving += time.perf_counter() - start
-                if out:
-                    yield out
+            async with aclosing(self._watched(prepared, events)) as watched:
+                async for raw in watched:
+                    start = time.perf_counter()
+                    out = weaver.feed(raw)
+                    weaving += time.perf_counter() - start
+                    if out:
+                        yield out
         finally:
             recording.trace.record("weave", weaving)
 
@@ -268,17 +278,25 @@ class Grounding:
         try:
             async for raw in events:
                 if raw.startswith(weave.ERROR):
-                    recording.failed()
+                    recording.failed("rejected" if weave.is_refusal(raw) else "error")
                     yield weave.error_event(raw)
                     return
                 if not recording.has_token and b'"role"' not in raw:
                     recording.first_token()
                 if raw == weave.DONE:
                     # Before the client hears the end, so that what it reads next is already counted.
-                    recording.engine_finished(self._engine.timings(prepared.completion_id))
+                    await self._finished(prepared)
                 yield raw
         finally:
             await events.aclose()
+
+    async def _finished(self, prepared: Prepared) -> None:
+        timings = self._engine.timings(prepared.completion_id)
+        if timings is None:
+            # In a very full step vLLM lets answers go before it has told of them all: one turn of the loop later.
+            await asyncio.sleep(0)
+            timings = self._engine.timings(prepared.completion_id)
+        prepared.recording.engine_finished(timings)
 
     def _refuses(self, prepared: Prepared) -> bool:
         return prepared.plan.on_empty == "refuse" and prepared.receipt.status in (

@@ -57,6 +57,7 @@ class Listener(uvicorn.Server):
             return
         loop = asyncio.get_running_loop()
         signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in signals}
         for number in signals:
             loop.add_signal_handler(number, self.handle_exit, number, None)
         try:
@@ -64,6 +65,7 @@ class Listener(uvicorn.Server):
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

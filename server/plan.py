@@ -192,6 +192,8 @@ def _media_urls(part: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _host(url: str) -> str:
+    if "\\" in url:  # read as a slash by some parsers and as a letter by others
+        return ""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:  # such as an IPv6 address that does not close

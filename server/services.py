@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
@@ -16,7 +15,7 @@ from retrieval.search import VectorStore, connect
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
 from server.embedding import open_embedder
-from server.engine.base import Engine, EngineDead
+from server.engine.base import Engine, EngineDead, EngineRejected
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission
 from server.plan import Defaults, Models
@@ -128,17 +127,24 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
         args=args,
         tool_call_parser=settings.tool_call_parser,
         environment=child_environment(settings),
+        media_domains=settings.allowed_media_domains,
     )
     async with open_vllm(options) as engine:
         progress("warming up")
-        await engine.complete(_warm_up(settings.model), "chatcmpl-warm-up")
+        await _warm_up(engine)
         yield engine
 
 
-def _warm_up(model: str) -> dict[str, Any]:
-    """A request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
+async def _warm_up(engine: Engine) -> None:
+    """Run a request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
     messages = [{"role": "user", "content": "Warm up. " * 100}]
-    return {"model": model, "messages": messages, "max_tokens": 2}
+    model = (await engine.models())[0].id
+    try:
+        await engine.complete(
+            {"model": model, "messages": messages, "max_tokens": 2}, "chatcmpl-warm-up"
+        )
+    except EngineRejected as error:  # a model without a chat template, or with a very short context
+        log.info("not warmed up: %s", error)
 
 
 async def _watch(services: Services) -> None:

@@ -8,11 +8,19 @@ from __future__ import annotations
 import os
 import shlex
 import tomllib
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -20,6 +28,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+
+from server.wire.common import first_complaint
 
 ENV_PREFIX = "GROUNDWIRE_"
 CONFIG_FILE = "groundwire.toml"
@@ -197,6 +207,21 @@ class Settings(BaseSettings):
     def _split_shell(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
 
+    @field_validator("scripted")
+    @classmethod
+    def _whole_script(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if not value:
+            return value
+        from server.engine.scripted import Script  # not needed for the engine that is the product
+
+        if unknown := value.keys() - {field.name for field in fields(Script)}:
+            raise ValueError(f"no such field: {', '.join(sorted(unknown))}")
+        try:
+            return asdict(TypeAdapter(Script).validate_python(value))
+        except ValidationError as error:
+            message, field = first_complaint(error)
+            raise ValueError(f"{field}: {message}") from None
+
     @field_validator("api_keys")
     @classmethod
     def _whole_keys(cls, value: list[SecretStr]) -> list[SecretStr]:
@@ -313,6 +338,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "ANONYMIZED_TELEMETRY": "False",
+        # A listed domain must not hand the server on to one that is not.
+        "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "TOKENIZERS_PARALLELISM": "false",
         # Its own variable, where the user has set it, wins.
         "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "WARNING",

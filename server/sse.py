@@ -87,8 +87,10 @@ class EventStream(Response):
             with contextlib.suppress(OSError):
                 await self._send_end(send, weave.event(errors.answer(error, self._request_id).body))
         finally:
-            await self._events.aclose()
-            await self._on_end(outcome)
+            try:
+                await self._events.aclose()
+            finally:
+                await self._on_end(outcome)
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})

@@ -29,12 +29,17 @@ def error_event(raw: bytes) -> bytes:
     """
     error = orjson.loads(raw.removeprefix(DATA))["error"]
     code = error.get("code")
-    known = {
-        "message": error.get("message", ""),
-        "type": "server_error",
-        "param": error.get("param"),
-    }
-    return event({"error": {**known, "code": code if isinstance(code, str) else "engine_error"}})
+    known = {"message": error.get("message", ""), "param": error.get("param")}
+    if is_refusal(raw):
+        return event({"error": {**known, "type": "invalid_request_error", "code": None}})
+    code = code if isinstance(code, str) else "engine_error"
+    return event({"error": {**known, "type": "server_error", "code": code}})
+
+
+def is_refusal(raw: bytes) -> bool:
+    """Whether an engine's error event says that the request was wrong: its numeric `code` is the status."""
+    code = orjson.loads(raw.removeprefix(DATA))["error"].get("code")
+    return isinstance(code, int) and 400 <= code < 500
 
 
 def rename(body: bytes, model: str) -> bytes:
@@ -177,9 +182,8 @@ class Weaver:
         """The last chunk in three: what is left of the content, the annotations, the bare finish."""
         index, finish_reason = choice["index"], choice["finish_reason"]
         out = b""
-        if any(value for key, value in choice["delta"].items() if key != "role") or choice.get(
-            "logprobs"
-        ):
+        carried = choice.get("logprobs") or choice.get("token_ids")
+        if carried or any(value for key, value in choice["delta"].items() if key != "role"):
             body = {key: value for key, value in choice.items() if key != "stop_reason"}
             out += event({**chunk, **self._head, "choices": [{**body, "finish_reason": None}]})
         out += self._annotations(index, finish_reason)

@@ -55,7 +55,8 @@ IMPORTERS = {
         "server.app", "server.deps", "server.api.*", "server.cli.*", "modal_deploy",
     },
     "server.engine.vllm_engine": {"server.services"},
-    "server.engine.scripted": {"server.services"},
+    # Settings check the script while they are read, so that a mistake names its field.
+    "server.engine.scripted": {"server.services", "server.settings"},
     "retrieval.search.chroma": {"retrieval.search", "retrieval.search.*"},
     "server.catalog.tables": {"server.catalog.*"},
 }  # fmt: skip

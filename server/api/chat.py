@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from contextlib import AsyncExitStack
 
@@ -44,6 +45,9 @@ async def create_chat_completion(
         except ClientDisconnect:
             recording.close("cancelled")
             return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except asyncio.CancelledError:
+            recording.close("cancelled")
+            raise
         except Exception as error:
             recording.close("rejected" if mapped(error).status < 500 else "error")
             raise

@@ -22,7 +22,7 @@ async def retrieve_passage(
     parts = (file_id, content_hash, chunk)
     tenant = services.links.tenant(request.query_params, parts, time.time())
     if tenant is None:
-        tenant = caller_of(request).tenant
+        tenant = (await caller_of(request)).tenant
     # Nine digits: more cannot be a chunk, and would not fit the database's integer.
     number = int(chunk) if chunk.isascii() and chunk.isdigit() and len(chunk) <= 9 else None
     passage = None

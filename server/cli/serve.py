@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
@@ -81,6 +82,7 @@ async def _serve(settings: Settings) -> int:
 
     progress = _Progress()
     try:
+        _check_port(settings)
         async with open_services(settings, progress) as services:
             listener = Listener(
                 create_app(settings, services),
@@ -93,17 +95,33 @@ async def _serve(settings: Settings) -> int:
                 await listener.serve()
             finally:
                 watch.cancel()
+            # What is left is quick, and must not be cut off by a supervisor that asks twice.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             died = services.dead.is_set()
         if died:
             _end_at_once("groundwire: the engine has died; the server ends")
         progress("stopped")
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
+    except SystemExit:  # uvicorn's, which has logged why it cannot listen
+        return 1
     except Exception as error:  # whichever part it was, the reader needs its message, not our stack
         logging.getLogger(__name__).debug("start failed", exc_info=True)
         print(f"groundwire: cannot start: {error}", file=sys.stderr, flush=True)
         return 1
     return 0 if listener.started else 1
+
+
+def _check_port(settings: Settings) -> None:
+    """Raises OSError for a port that cannot be had, before the minute that an engine takes."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((settings.host, settings.port))
+        except OSError as error:
+            where = f"{settings.host} port {settings.port}"
+            raise OSError(f"{where}: {error.strerror}; --host and --port choose another") from error
 
 
 def _end_at_once(last_line: str) -> NoReturn:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,8 @@ from server.engine.base import (
     ModelCard,
 )
 
+#: Requests that are remembered.
+KEPT = 100
 #: Its tokenizer: a special token, a run of word characters, or one other character that is not a space.
 SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 TOKEN = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)) + r"|\w+|[^\w\s]")
@@ -55,8 +58,8 @@ class Script:
 class Seen:
     """What the engine was given and gave up, for whoever drives it: bodies, and ids of aborted requests."""
 
-    bodies: list[dict[str, Any]] = field(default_factory=list)
-    aborted: list[str] = field(default_factory=list)
+    bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
+    aborted: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
 
 class ScriptedEngine:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -50,6 +50,24 @@ TOKENIZE_FIELDS = (
 )
 
 
+#: Fields that change the prompt in ways the tokenize route does not know.
+UNCOUNTED_FIELDS = ("documents", "truncate_prompt_tokens")
+#: vLLM's flags about listening: we listen, so they would do nothing. What to use in their place.
+OUR_FLAGS = {
+    "api-key": "GROUNDWIRE_API_KEYS",
+    "ssl-keyfile": "a proxy that ends TLS",
+    "ssl-certfile": "a proxy that ends TLS",
+    "ssl-ca-certs": "a proxy that ends TLS",
+    "root-path": "--public-url",
+    "allowed-origins": "GROUNDWIRE_ALLOWED_ORIGINS",
+    "allowed-media-domains": "GROUNDWIRE_ALLOWED_MEDIA_DOMAINS",
+    "uds": "--host and --port",
+    "middleware": "a proxy",
+}
+#: vLLM reads an empty list as "every domain"; this name can never exist (RFC 6761).
+NO_DOMAIN = "none.invalid"
+
+
 @dataclass(frozen=True, slots=True)
 class VllmOptions:
     """What to serve: `served_name` is the model's public name, `args` are further `vllm serve` flags."""
@@ -59,12 +77,14 @@ class VllmOptions:
     args: Sequence[str] = ()
     tool_call_parser: str | None = None
     environment: Mapping[str, str] | None = None
+    media_domains: Sequence[str] = ()
 
 
 def vllm_command_line(options: VllmOptions) -> list[str]:
     """Our defaults first, the user's flags last, so that the user's win."""
     line = ["--model", options.model, "--served-model-name", options.served_name]
     line += ["--enable-prompt-tokens-details", "--disable-fastapi-docs"]
+    line += ["--allowed-media-domains", *(options.media_domains or [NO_DOMAIN])]
     if options.tool_call_parser:
         line += ["--enable-auto-tool-choice", "--tool-call-parser", options.tool_call_parser]
     return [*line, *options.args]
@@ -73,8 +93,13 @@ def vllm_command_line(options: VllmOptions) -> list[str]:
 def parse_vllm_args(options: VllmOptions) -> Any:
     """vLLM's own namespace for these options.
 
-    vLLM's parser ends the process with its usage message on a flag that it does not know.
+    Raises EngineError for a flag that would do nothing here; vLLM's parser ends the process with its usage
+    message on a flag that it does not know.
     """
+    for arg in options.args:
+        name = arg.lstrip("-").partition("=")[0].replace("_", "-")
+        if arg.startswith("--") and name in OUR_FLAGS:
+            raise EngineError(f"--{name} is vLLM's and does nothing here; use {OUR_FLAGS[name]}")
     for name, value in (options.environment or {}).items():
         os.environ.setdefault(name, value)
     # Workers are spawned, never forked: this process has threads by then.
@@ -158,6 +183,7 @@ class VllmEngine:
         return _encoded(response.body_iterator)
 
     async def count_tokens(self, body: Body) -> int:
+        self._refuse_uncountable(body)
         fields = {name: body[name] for name in TOKENIZE_FIELDS if body.get(name) is not None}
         try:
             request = self._tokenize_request.model_validate(fields)
@@ -171,6 +197,17 @@ class VllmEngine:
         if (refusal := getattr(answer, "error", None)) is not None:
             raise _rejected(refusal.model_dump())
         return int(answer.count)
+
+    def _refuse_uncountable(self, body: Body) -> None:
+        """Raises EngineRejected for what cannot fit, before it costs seconds to tokenize, or be counted.
+
+        The bound is the one that vLLM's chat route refuses by; its tokenize route has none.
+        """
+        if any(body.get(name) is not None for name in UNCOUNTED_FIELDS):
+            raise EngineRejected(f"prompts with {', '.join(UNCOUNTED_FIELDS)} cannot be counted")
+        characters = sum(len(text) for message in body["messages"] for text in _texts(message))
+        if characters > self.max_model_len * self._tokenizer.max_chars_per_token:
+            raise EngineRejected("the conversation is too long", code="context_length_exceeded")
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         return [len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -203,6 +240,15 @@ class VllmEngine:
         if response.status_code >= 400:
             raise _rejected(orjson.loads(bytes(response.body)).get("error", {}))
         return response  # type: ignore[no-any-return]
+
+
+def _texts(message: Mapping[str, Any]) -> Iterator[str]:
+    content = message.get("content")
+    if isinstance(content, str):
+        yield content
+    for part in content if isinstance(content, list) else ():
+        if isinstance(part, dict) and isinstance(part.get("text"), str):
+            yield part["text"]
 
 
 def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
@@ -255,6 +301,8 @@ def _rejected(error: Mapping[str, Any]) -> EngineError:
     message, status = str(error.get("message", "")), int(error.get("code") or 400)
     if status == 503:
         return EngineOverloaded(message)
+    if status >= 500 and status != 501:
+        return EngineError(message)
     # OpenAI's clients look for this code; vLLM only says it in words.
     too_long = (
         "maximum context length" in message or "longer than the maximum model length" in message

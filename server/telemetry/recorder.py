@@ -26,7 +26,7 @@ class Recording:
         self._timings: EngineTimings | None = None
         self._engine_from: float | None = None
         self._first_token: float | None = None
-        self._failed = False
+        self._failed: str | None = None
         self._closed = False
 
     @property
@@ -41,9 +41,9 @@ class Recording:
     def first_token(self) -> None:
         self._first_token = self.trace.elapsed_seconds()
 
-    def failed(self) -> None:
+    def failed(self, outcome: str) -> None:
         """The answer broke off after its first byte, where no status can say so any more."""
-        self._failed = True
+        self._failed = outcome
 
     def engine_finished(self, timings: EngineTimings | None) -> None:
         """Take over the engine's own measurements, as stages of the trace."""
@@ -66,7 +66,7 @@ class Recording:
         if self._closed:
             return
         self._closed = True
-        outcome = "error" if self._failed and outcome == "ok" else outcome
+        outcome = self._failed if self._failed and outcome == "ok" else outcome
         if self._timings is None:
             self._unfinished_stages(outcome)
         grounded = "false" if self._receipt is None or self._receipt.status == "off" else "true"
@@ -84,8 +84,8 @@ class Recording:
         log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
 
     def _unfinished_stages(self, outcome: str) -> None:
-        """The engine tells nothing of a request that it did not finish: what we saw of it ourselves."""
-        if self._engine_from is None or outcome not in ("cancelled", "error"):
+        """What we saw ourselves, where the engine tells nothing: it did not finish, or keeps no statistics."""
+        if self._engine_from is None or outcome == "rejected":
             return
         now = self.trace.elapsed_seconds()
         until = now if self._first_token is None else self._first_token

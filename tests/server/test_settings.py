@@ -62,7 +62,7 @@ def test_lists_and_objects_from_the_environment(monkeypatch: pytest.MonkeyPatch)
     settings = load_settings()
     assert [key.get_secret_value() for key in settings.api_keys] == ["a", "acme:b"]
     assert settings.vllm_args == ["--enforce-eager", "--chat-template", "/a b"]
-    assert settings.scripted == {"answer": "hi"}
+    assert settings.scripted["answer"] == "hi"
 
 
 BAD = [
@@ -97,6 +97,11 @@ def test_a_bad_value_names_the_field(
     assert name in refusal()
     (bare / "groundwire.toml").unlink()
     assert name in refusal({name: value})
+
+
+def test_what_is_wrong_in_a_script_is_named() -> None:
+    assert "bogus" in refusal({"scripted": {"bogus": 1}})
+    assert "prefill_seconds" in refusal({"scripted": {"prefill_seconds": "soon"}})
 
 
 def test_an_unknown_setting_is_named(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -265,7 +265,7 @@ def test_a_foreign_host_is_refused_everywhere(served: Running, host: str) -> Non
         )
         assert response.status_code == 403
         assert error_of(response)["param"] == "Host"
-    assert served.engine.seen.bodies == []
+    assert not served.engine.seen.bodies
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1234", "127.0.0.1", "[::1]:8000"])
@@ -292,7 +292,7 @@ def test_a_foreign_origin_is_refused_everywhere(served: Running, origin: str) ->
         assert response.status_code == 403
         assert error_of(response)["param"] == "Origin"
         assert "access-control-allow-origin" not in response.headers
-    assert served.engine.seen.bodies == []
+    assert not served.engine.seen.bodies
 
 
 def test_the_servers_own_pages_may(shared: Running) -> None:

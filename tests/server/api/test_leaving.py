@@ -72,7 +72,7 @@ def test_before_retrieval_ends(bench: Bench, streamed: bool) -> None:
             eventually(lambda: silent.asked)
             assert running.in_flight == 1
         check_freed(running, "false", engine=False)
-        assert running.engine.seen.bodies == []
+        assert not running.engine.seen.bodies
         assert (
             running.metric("stage_duration_seconds_count", stage="search", outcome="cancelled") == 1
         )
@@ -125,7 +125,7 @@ def test_half_a_request_is_no_request(bench: Bench) -> None:
             eventually(lambda: running.in_flight == 1)
         eventually(lambda: running.in_flight == 0, PATIENCE_SECONDS)
         assert running.metric("requests_aborted_total", route=ROUTE) == 1
-        assert running.engine.seen.bodies == []
+        assert not running.engine.seen.bodies
 
 
 def test_the_place_is_free_again(bench: Bench) -> None:
