@@ -9,7 +9,9 @@ pytest_plugins = ["tests.engine.real"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--regenerate-golden", action="store_true", help="write tests/golden anew from what is served"
+        "--regenerate-golden",
+        action="store_true",
+        help="write tests/golden anew from what is served",
     )
 
 
