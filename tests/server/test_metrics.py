@@ -104,7 +104,7 @@ def test_a_request_that_is_left(
 def test_what_broke_off_is_an_error(metrics: Metrics) -> None:
     recording = Recording(metrics, "/r")
     recording.grounded_in(receipt())
-    recording.failed()
+    recording.failed("error")
     recording.close("ok")
     assert (
         value(
