@@ -41,10 +41,7 @@ class Breaker:
         if not breakable:
             return None
         # The lookahead leaves the rest in place, so a token that starts inside another one is seen too.
-        longest_first = sorted(breakable, key=len, reverse=True)
-        return re.compile(
-            "|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in longest_first)
-        )
+        return re.compile("|".join(f"{re.escape(t[0])}(?={re.escape(t[1:])})" for t in breakable))
 
     @cached_property
     def _single(self) -> dict[int, str]:

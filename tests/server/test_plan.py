@@ -420,6 +420,7 @@ METADATA = "http://169.254.169.254/latest/meta-data"
         {"type": "image_url", "image_url": METADATA},
         {"image_url": METADATA},  # vLLM takes a part without a type
         {"image_url": {"url": METADATA}},
+        {"audio_url": METADATA},
         {"type": "input_image", "image_url": METADATA},
         {"type": "text", "text": "x", "uuid": "1", "image_url": METADATA},
         {"type": "audio_url", "audio_url": {"url": METADATA}},
