@@ -15,6 +15,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+from server.cli.local import LOCAL_SETTINGS
+
 if TYPE_CHECKING:
     from server.listener import Listener
     from server.settings import Settings
@@ -27,12 +29,7 @@ SETTINGS = (
     "engine",
     "model",
     "default_store",
-    "data_dir",
-    "models_dir",
-    "catalog_url",
-    "chroma_url",
-    "embedder",
-    "embedder_backend",
+    *LOCAL_SETTINGS,
     "top_k",
     "max_context_tokens",
     "tool_call_parser",
