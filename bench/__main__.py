@@ -23,11 +23,10 @@ from bench.load import Timed, burst
 from bench.report import conditions, write_report
 from bench.servers import GROUNDWIRE, bare_vllm, groundwire
 from bench.stats import median_of_rounds, paired_ratio
-from server.bundled import prepare_chat_model
+from server.bundled import chat_model_flags, prepare_chat_model
 from server.settings import BUNDLED_CHAT_MODEL, load_settings
 
 ROOT = Path(__file__).parents[1]
-KV_BYTES = 2**30
 PLAIN_PROMPT = "Write a long story about a lighthouse. " * 12
 
 
@@ -54,7 +53,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     ingest = [str(GROUNDWIRE), "ingest", str(folder / "corpus"), "--store", "bench", "--quiet"]
     ingest += ["--data-dir", str(data_dir)]
     subprocess.run(ingest, check=True)
-    flags = ["--max-model-len=4096", f"--kv-cache-memory-bytes={KV_BYTES}"]
+    flags = ["--max-model-len=4096", *chat_model_flags()]
     flags += ["--enforce-eager"] if options.eager else []
     print("starting both servers (some minutes)")
     with (
@@ -71,8 +70,11 @@ async def measure(
         bench = Bench(client, options, bare, ours)
         comparisons = {}
         for concurrency in options.concurrency:
-            comparisons[f"off_c{concurrency}"] = await bench.compare(bench.plain, concurrency)
-        comparisons["grounded_c1"] = await bench.compare(bench.grounded, 1)
+            comparisons[f"off_c{concurrency}"] = await bench.compare(
+                bench.plain, concurrency, max(concurrency, 4)
+            )
+        # Each pair costs a third prefill, the one that shows the prompt.
+        comparisons["grounded_c1"] = await bench.compare(bench.grounded, 1, 2)
         stages = await bench.stages()
     return {
         "conditions": conditions(options, flags),
@@ -93,12 +95,17 @@ class Bench:
         self._ours = ours
         self._asked = 0
 
-    async def compare(self, bodies: Callable[[], Any], concurrency: int) -> dict[str, Any]:
-        """Alternate both sides for all rounds, after one unmeasured; ratios are ours over bare."""
+    async def compare(
+        self, bodies: Callable[[], Any], concurrency: int, requests: int
+    ) -> dict[str, Any]:
+        """Alternate both sides for all rounds, after one unmeasured; ratios are ours over bare.
+
+        `requests` is how many each side answers in a round.
+        """
         rounds: dict[str, list[tuple[list[Timed], float]]] = {"ours": [], "bare": []}
         for number in range(self._options.rounds + 1):
             order = ("ours", "bare") if number % 2 else ("bare", "ours")
-            pairs = [await bodies() for _ in range(max(concurrency, 4))]
+            pairs = [await bodies() for _ in range(requests)]
             for side in order:
                 url = self._ours if side == "ours" else self._bare
                 result = await self._side(url, [pair[side] for pair in pairs], concurrency)
@@ -153,13 +160,13 @@ class Bench:
         prompt: str = answer["prompt_text"]
         content = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
         bare = {**body, "messages": [{"role": "user", "content": content}]}
-        check = {**bare, "max_tokens": 1, "cache_salt": secrets.token_hex(8)}
-        told = (await self._client.post(f"{self._bare}/v1/chat/completions", json=check)).json()
-        if told["usage"]["prompt_tokens"] != answer["usage"]["prompt_tokens"]:
+        check = {"model": bare["model"], "messages": bare["messages"]}
+        told = (await self._client.post(f"{self._bare}/tokenize", json=check)).json()
+        if told["count"] != answer["usage"]["prompt_tokens"]:
             raise RuntimeError("the two prompts differ")
         return {"ours": body, "bare": bare}
 
-    async def stages(self, requests: int = 30) -> dict[str, dict[str, float]]:
+    async def stages(self, requests: int = 20) -> dict[str, dict[str, float]]:
         """Milliseconds by stage over grounded requests, one at a time, as the response tells them."""
         seen: dict[str, list[float]] = {}
         for number in range(requests):

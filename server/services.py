@@ -26,9 +26,6 @@ log = logging.getLogger(__name__)
 
 #: How often the engine is asked whether it lives; vLLM tells nobody by itself.
 HEALTH_SECONDS = 0.5
-#: vLLM would take 92 % of the memory and refuse to start where that is not free. The bundled model's keys and
-#: values are 23 KB a token (30 layers, 3 heads, 64 wide, two of two bytes): this holds 46,000 tokens.
-BUNDLED_KV_BYTES = 2**30
 Progress = Callable[[str], None]
 
 
@@ -116,10 +113,10 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
     model, args = settings.model, list(settings.vllm_args)
     if model == BUNDLED_CHAT_MODEL:
-        from server.bundled import prepare_chat_model
+        from server.bundled import chat_model_flags, prepare_chat_model
 
         model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
-        args = [f"--kv-cache-memory-bytes={BUNDLED_KV_BYTES}", *args]
+        args = [*chat_model_flags(), *args]
     progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
     options = VllmOptions(
         model=model,

@@ -17,6 +17,7 @@ from server.bundled import (
     CHAT_MODEL,
     EMBEDDER,
     BundledModelError,
+    chat_model_flags,
     prepare_chat_model,
     prepare_embedder,
 )
@@ -204,3 +205,17 @@ def test_the_pins_name_what_they_pin() -> None:
     for model in (EMBEDDER, CHAT_MODEL):
         assert set(model.sha256) <= set(model.files)
         assert model.license == "Apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("cpu", "dtype"),
+    [
+        ("flags : fpu avx2 avx512f avx512_bf16", "bfloat16"),
+        ("flags : fpu avx2 amx_bf16 amx_tile", "bfloat16"),
+        ("Features : fp asimd bf16 i8mm", "bfloat16"),
+        ("flags : fpu avx2 avx512f", "float32"),
+        ("", "float32"),
+    ],
+)
+def test_the_chat_model_computes_in_bfloat16_only_where_the_cpu_can(cpu: str, dtype: str) -> None:
+    assert f"--dtype={dtype}" in chat_model_flags(cpu)

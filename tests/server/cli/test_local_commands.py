@@ -37,7 +37,14 @@ def run(settings: Settings, *words: str) -> int:
 
 def start(settings: Settings, *words: str, stderr: int = subprocess.PIPE) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", MAIN, *words, "--data-dir", str(settings.data_dir)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, text=True)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=stderr, text=True, preexec_fn=_interruptible
+    )
+
+
+def _interruptible() -> None:
+    """A background job of a shell ignores SIGINT, and so would every child of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture
