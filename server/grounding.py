@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from retrieval.types import Context, Passage, Query, Retrieval
 from server import weave
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
-from server.engine.base import Engine, EngineRejected
+from server.engine.base import Engine, EngineRejected, Events
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject, render_block, render_source
 from server.plan import Defaults, Models, Plan, engine_body, plan
@@ -228,12 +228,18 @@ class Grounding:
             timings = recording.trace.timings_ms()
             return weave.weave(raw, prepared.receipt, model=model, timings_ms=timings)
 
-    async def stream(self, prepared: Prepared) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
-        """The answer's events, once the engine has accepted; and the keep-alive event, if it has one."""
+    async def stream(
+        self, prepared: Prepared, stack: AsyncExitStack
+    ) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
+        """The answer's events, once the engine has accepted; and the keep-alive event, if it has one.
+
+        `stack` aborts the engine's work when it closes: nobody may ever begin to read the events.
+        """
         if self._refuses(prepared):
-            events = _refusal_events(prepared)
+            events: Events = _refusal_events(prepared)
         else:
             events = await self._engine.stream(prepared.body, prepared.completion_id)
+        stack.push_async_callback(events.aclose)
         if not prepared.grounded:
             return self._plain(prepared, events), None
         weaver = weave.Weaver(
@@ -245,16 +251,14 @@ class Grounding:
         )
         return self._woven(prepared, events, weaver), weaver.keep_alive()
 
-    async def _plain(
-        self, prepared: Prepared, events: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
+    async def _plain(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
         renamer = weave.Renamer(prepared.plan.model)
         async with aclosing(self._watched(prepared, events)) as watched:
             async for raw in watched:
                 yield renamer.feed(raw)
 
     async def _woven(
-        self, prepared: Prepared, events: AsyncGenerator[bytes, None], weaver: weave.Weaver
+        self, prepared: Prepared, events: Events, weaver: weave.Weaver
     ) -> AsyncGenerator[bytes, None]:
         recording = prepared.recording
         yield weaver.opening(recording.trace.timings_ms())
@@ -270,9 +274,7 @@ class Grounding:
         finally:
             recording.trace.record("weave", weaving)
 
-    async def _watched(
-        self, prepared: Prepared, events: AsyncGenerator[bytes, None]
-    ) -> AsyncGenerator[bytes, None]:
+    async def _watched(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
         """The engine's events; notes the first token, turns a failure into the stream's last event."""
         recording = prepared.recording
         try:

@@ -81,7 +81,9 @@ async def _stream(
     request_id: str,
     stack: AsyncExitStack,
 ) -> Response:
-    events, keep_alive = await unless_gone(request.receive, services.grounding.stream(prepared))
+    events, keep_alive = await unless_gone(
+        request.receive, services.grounding.stream(prepared, stack)
+    )
     place = stack.pop_all()  # the stream gives the place back when it ends
 
     async def ended(outcome: str) -> None:

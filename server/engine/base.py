@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +64,15 @@ class EngineTimings:
     cached_tokens: int
 
 
+class Events(AsyncIterator[bytes], Protocol):
+    """A stream's server-sent events, one whole event an item.
+
+    `aclose()` aborts the engine's work, whether or not anyone has begun to read; it may be called twice.
+    """
+
+    async def aclose(self) -> None: ...
+
+
 class Engine(Protocol):
     """One model server. All methods belong to one event loop."""
 
@@ -87,11 +96,10 @@ class Engine(Protocol):
         Cancelling the call aborts the engine's work. Raises EngineError.
         """
 
-    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
-        """Accept the request, then return its server-sent events, one whole event an item.
+    async def stream(self, body: Body, request_id: str) -> Events:
+        """Accept the request, then return its events, before the first token is there.
 
         Raises EngineError where the engine refuses; what fails later arrives as an `error` event.
-        `aclose()` on the generator aborts the engine's work.
         """
 
     async def count_tokens(self, body: Body) -> int:

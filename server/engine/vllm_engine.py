@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -29,6 +29,7 @@ from server.engine.base import (
     EngineOverloaded,
     EngineRejected,
     EngineTimings,
+    Events,
     ModelCard,
 )
 from server.wire.common import first_complaint
@@ -64,6 +65,9 @@ OUR_FLAGS = {
     "uds": "--host and --port",
     "middleware": "a proxy",
 }
+#: Turns of the event loop in which vLLM has validated a request: it does so before it first waits.
+VALIDATION_TURNS = 3
+ERROR_EVENT = b'data: {"error"'
 #: vLLM reads an empty list as "every domain"; this name can never exist (RFC 6761).
 NO_DOMAIN = "none.invalid"
 
@@ -176,11 +180,17 @@ class VllmEngine:
         response = await self._route(body, request_id)
         return bytes(response.body)
 
-    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
+    async def stream(self, body: Body, request_id: str) -> Events:
         response = await self._route(body, request_id)
         if not isinstance(response, StreamingResponse):
             raise EngineError("vLLM answered a streamed request with a whole body")
-        return _encoded(response.body_iterator)
+        events = _Begun(response.body_iterator)
+        try:
+            await events.validated()
+        except BaseException:
+            await events.aclose()
+            raise
+        return events
 
     async def count_tokens(self, body: Body) -> int:
         self._refuse_uncountable(body)
@@ -270,13 +280,53 @@ def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
     return Request(scope, receive)
 
 
-async def _encoded(chunks: Any) -> AsyncGenerator[bytes, None]:
-    """vLLM's chunks as bytes; closing this closes vLLM's generator, which aborts the request."""
-    try:
-        async for chunk in chunks:
-            yield chunk.encode() if isinstance(chunk, str) else chunk
-    finally:
-        await chunks.aclose()
+class _Begun:
+    """vLLM's events as bytes, the first one already asked for.
+
+    vLLM checks part of a request (its JSON schema, say) only when its generator first runs. Closing closes
+    that generator, which aborts the request.
+    """
+
+    def __init__(self, chunks: Any) -> None:
+        self._chunks = chunks
+        self._first: asyncio.Future[Any] | None = asyncio.ensure_future(anext(chunks, b""))
+
+    async def validated(self) -> None:
+        """Return when the request is with the engine. Raises EngineError where it was refused."""
+        assert self._first is not None
+        for _ in range(VALIDATION_TURNS):
+            await asyncio.sleep(0)
+            if self._first.done():
+                break
+        else:
+            return
+        try:
+            event = _bytes(self._first.result())
+        except Exception as error:
+            raise _translated(error) from error
+        if event.startswith(ERROR_EVENT):
+            raise _rejected(orjson.loads(event.removeprefix(b"data: "))["error"])
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        first, self._first = self._first, None
+        chunk = await (anext(self._chunks, b"") if first is None else first)
+        if not chunk:
+            raise StopAsyncIteration
+        return _bytes(chunk)
+
+    async def aclose(self) -> None:
+        first, self._first = self._first, None
+        if first is not None:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+        await self._chunks.aclose()
+
+
+def _bytes(chunk: str | bytes) -> bytes:
+    return chunk.encode() if isinstance(chunk, str) else chunk
 
 
 def _translated(error: Exception) -> Exception:

@@ -140,6 +140,22 @@ def test_refusals_are_vllms_in_our_envelope(
     assert error["code"] is None or isinstance(error["code"], str)
 
 
+@pytest.mark.parametrize("rag", [{}, OFF], ids=["grounded", "off"])
+def test_a_schema_that_vllm_refuses_late_is_a_status_on_streams_too(
+    real: RealServer, rag: dict[str, Any]
+) -> None:
+    """Bare vLLM checks the schema when its stream first runs, and says so in band under 200."""
+    schema = {"type": "object", "properties": {"day": {"type": "no such type"}}}
+    wrong = {"type": "json_schema", "json_schema": {"name": "days", "schema": schema}}
+    body = {**body_of("plain", "stream"), "response_format": wrong}
+    theirs = bare(real, body)
+    assert theirs.status_code == 200
+    assert '"error"' in theirs.text
+    ours = real.post({**body, **rag})
+    assert ours.status_code == 400, ours.text
+    assert ours.json()["error"]["type"] == "invalid_request_error"
+
+
 def test_over_long_conversation_has_openais_code(real: RealServer) -> None:
     body = body_of("plain", "whole")
     body["messages"] = [{"role": "user", "content": "long " * 5000}]
