@@ -108,7 +108,9 @@ async def _answer_framework(request: Request, error: Exception) -> JSONResponse:
     if isinstance(error, HTTPException) and error.status_code == 404:
         return await _answer(request, NotFound(f"no route {request.method} {request.url.path}"))
     if isinstance(error, HTTPException) and error.status_code == 405:
-        return await _answer(
+        told = await _answer(
             request, MethodNotAllowed(f"{request.url.path} does not take {request.method}")
         )
+        told.headers.update(error.headers or {})  # `Allow`
+        return told
     return await _answer(request, BadRequest(str(error)))

@@ -182,7 +182,8 @@ class Grounding:
         log.warning("retrieval failed: %s", error)
         if planned.on_error == "fail":
             raise RetrievalFailed(
-                "retrieval failed, and the request says on_error: fail; the server's log says why"
+                "retrieval failed, and on_error is `fail` (in the request's `rag`, or in the server's settings); "
+                "the server's log says why"
             ) from error
         reason = "timeout" if isinstance(error, DeadlineExceeded) else "unavailable"
         return replace(receipt, status="degraded", reason=reason)

@@ -147,7 +147,7 @@ def test_a_schema_that_vllm_refuses_late_is_a_status_on_streams_too(
     """Bare vLLM checks the schema when its stream first runs, and says so in band under 200."""
     schema = {"type": "object", "properties": {"day": {"type": "no such type"}}}
     wrong = {"type": "json_schema", "json_schema": {"name": "days", "schema": schema}}
-    body = {**body_of("plain", "stream"), "response_format": wrong}
+    body = {**body_of("plain", "streamed"), "response_format": wrong}
     theirs = bare(real, body)
     assert theirs.status_code == 200
     assert '"error"' in theirs.text

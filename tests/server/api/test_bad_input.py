@@ -215,6 +215,7 @@ def test_other_routes(shared: Running, method: str, path: str, status: int) -> N
     if status == 400:
         assert "not supported yet" in error["message"]
         assert path in error["message"]
+    assert ("allow" in response.headers) == (status == 405)
 
 
 # --- size -------------------------------------------------------------------------------------------
