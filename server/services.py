@@ -77,7 +77,7 @@ async def open_services(
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")
-        retriever = Retriever(batcher, handle.store, lexical, _fusion(settings))
+        retriever = Retriever(batcher, handle.store, lexical, fusion_settings(settings))
         secret = signing_key(settings.data_dir / "secret")
         services = Services(
             settings=settings,
@@ -154,7 +154,8 @@ async def _watch(services: Services) -> None:
         await asyncio.sleep(HEALTH_SECONDS)
 
 
-def _fusion(settings: Settings) -> FusionSettings:
+def fusion_settings(settings: Settings) -> FusionSettings:
+    """How the settings say that rankings are made and merged; the same for the server and for `eval`."""
     return FusionSettings(
         candidates=settings.candidates,
         rrf_k=settings.rrf_k,
@@ -172,6 +173,7 @@ def _grounding(settings: Settings) -> GroundingSettings:
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
             media_domains=tuple(settings.allowed_media_domains),
+            followup_weight=settings.followup_weight,
         ),
         min_similarity=settings.min_similarity,
         timeout_seconds=settings.retrieval_timeout_seconds,

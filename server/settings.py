@@ -163,6 +163,11 @@ class Settings(BaseSettings):
     rrf_k: int = Field(10, ge=0, description="Rank constant of reciprocal rank fusion.")
     dense_weight: float = Field(1.0, ge=0, description="Weight of the dense ranking in fusion.")
     lexical_weight: float = Field(2.0, ge=0, description="Weight of the keyword ranking in fusion.")
+    followup_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the question with the answer before it, beside the question alone; 0 leaves it out.",
+    )
     min_similarity: float = Field(
         0.15, ge=-1, le=1, description="Best cosine under which a search counts as a miss."
     )
