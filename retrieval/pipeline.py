@@ -1,17 +1,21 @@
-"""The retrieval stages in order: embed and lexical side by side, search, fuse."""
+"""The retrieval stages in order: embed and lexical side by side, search, fuse, rerank."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from retrieval.embed.base import Vectors
-from retrieval.errors import DeadlineExceeded
+from retrieval.errors import DeadlineExceeded, RerankerError
 from retrieval.fuse import Ranking, fuse
+from retrieval.rerank import Reranker
 from retrieval.trace import Trace
 from retrieval.types import Candidate, Hit, Passage, Query, Retrieval
+
+log = logging.getLogger(__name__)
 
 
 class QueryEmbedder(Protocol):
@@ -38,6 +42,14 @@ class FusionSettings:
     lexical_weight: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class RerankSettings:
+    """How many of the fused candidates the reranker reads, and how long it may take."""
+
+    candidates: int = 20
+    timeout_seconds: float | None = 0.5
+
+
 class Retriever:
     """Answers a `Query` with ranked candidates; holds no state of its own between queries."""
 
@@ -47,11 +59,15 @@ class Retriever:
         dense: DenseSearch,
         lexical: LexicalSearch,
         fusion: FusionSettings | None = None,
+        reranker: Reranker | None = None,
+        rerank: RerankSettings | None = None,
     ) -> None:
         self._embedder = embedder
         self._dense = dense
         self._lexical = lexical
         self._fusion = fusion or FusionSettings()
+        self._reranker = reranker
+        self._rerank = rerank or RerankSettings()
 
     async def retrieve(
         self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
@@ -76,6 +92,8 @@ class Retriever:
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
             candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
+        if self._reranker is not None and candidates:
+            candidates = await self._reordered(self._reranker, query, candidates, trace)
         best = max((hit.score for page in dense for hit in page), default=None)
         return Retrieval(query, candidates, best)
 
@@ -132,6 +150,21 @@ class Retriever:
             for hit in fused
             if hit.passage_id in passages
         )
+
+    async def _reordered(
+        self, reranker: Reranker, query: Query, candidates: tuple[Candidate, ...], trace: Trace
+    ) -> tuple[Candidate, ...]:
+        """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""
+        head = candidates[: max(self._rerank.candidates, query.max_num_results)]
+        try:
+            with trace.stage("rerank"):
+                async with asyncio.timeout(self._rerank.timeout_seconds):
+                    return tuple(await reranker.rerank(query.text, head))
+        except TimeoutError:
+            log.warning("reranking took longer than rerank_timeout_seconds; the fused order stays")
+        except RerankerError as error:
+            log.warning("%s; the fused order stays", error)
+        return candidates
 
 
 class _Group(asyncio.TaskGroup):

@@ -20,8 +20,9 @@ from retrieval.embed import QueryBatcher
 from retrieval.embed.base import Embedder
 from retrieval.ingest.index import IndexedFile, IndexWriter
 from retrieval.lexical import LexicalIndex, LexicalWriter
-from retrieval.pipeline import FusionSettings, Retriever
+from retrieval.pipeline import FusionSettings, RerankSettings, Retriever
 from retrieval.quality import DEPTH, Estimate, score, summarize
+from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from retrieval.trace import Trace
 from retrieval.types import Passage, Query, WeightedText
@@ -76,18 +77,22 @@ async def evaluate(
     embedder: Embedder,
     fusion: FusionSettings,
     data_dir: Path,
+    reranker: Reranker | None = None,
+    rerank_candidates: int = 20,
     progress: Progress = lambda _step, _done, _total: None,
 ) -> dict[str, dict[str, Estimate]]:
     """Index the passages below `data_dir`, which must be empty, and ask every question in each way.
 
     `hybrid` is what a chat request gets; `dense` and `lexical` are the same with the other ranking's weight
-    at 0. Raises RetrievalError.
+    at 0. `reranked` is there with a `reranker`, which gets the time it needs. Raises RetrievalError.
     """
     ways = {
         "dense": replace(fusion, dense_weight=1.0, lexical_weight=0.0),
         "lexical": replace(fusion, dense_weight=0.0, lexical_weight=1.0),
         "hybrid": fusion,
     }
+    if reranker is not None:
+        ways["reranked"] = fusion
     ids = {passage.id: id_ for id_, passage in data.passages.items()}
     async with AsyncExitStack() as stack:
         chroma = await stack.enter_async_context(connect(data_dir))
@@ -97,7 +102,14 @@ async def evaluate(
         lexical = LexicalIndex(data_dir / "lexical")
         results = {}
         for way, settings in ways.items():
-            retriever = Retriever(batcher, chroma.store, lexical, settings)
+            retriever = Retriever(
+                batcher,
+                chroma.store,
+                lexical,
+                settings,
+                reranker if way == "reranked" else None,
+                RerankSettings(rerank_candidates, timeout_seconds=None),
+            )
             scores = []
             for done, question in enumerate(data.questions, start=1):
                 ranked = await _ask(retriever, question)

@@ -10,6 +10,7 @@ import asyncio
 import json
 import sys
 import tempfile
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ SETTINGS = (
     "dense_weight",
     "lexical_weight",
     "followup_weight",
+    "reranker",
+    "rerank_candidates",
 )
 
 
@@ -68,12 +71,21 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 async def _evaluate(directory: Path, settings: Settings) -> dict[str, dict[str, Estimate]]:
     from server.evaluation import evaluate, read_data_set
-    from server.services import fusion_settings
+    from server.services import fusion_settings, reranker_of
 
     data = read_data_set(directory, settings.followup_weight)
     embedder = await open_embedder(settings, quiet=False)
-    with tempfile.TemporaryDirectory(prefix="groundwire-eval-") as folder:
-        return await evaluate(data, embedder, fusion_settings(settings), Path(folder), _say)
+    async with AsyncExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwire-eval-"))
+        return await evaluate(
+            data,
+            embedder,
+            fusion_settings(settings),
+            Path(folder),
+            await stack.enter_async_context(reranker_of(settings)),
+            settings.rerank_candidates,
+            _say,
+        )
 
 
 def _say(step: str, done: int, total: int) -> None:
