@@ -45,7 +45,8 @@ def test_no_positive_and_no_query_have_no_score() -> None:
 def test_an_interval_holds_the_mean_and_is_the_same_again() -> None:
     scores = [{"mrr@10": value} for value in (0.0, 0.5, 1.0, 1.0, 0.0, 1.0, 1.0, 0.5)]
     found = summarize(scores)["mrr@10"]
-    assert found.low < found.mean == pytest.approx(0.625) < found.high
+    assert found.mean == pytest.approx(0.625)
+    assert found.low < found.mean < found.high
     assert summarize(scores)["mrr@10"] == found
 
 
