@@ -119,7 +119,7 @@ class Retriever:
     async def _lexical_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
         """The keyword hits of each text of the query."""
         with trace.stage("lexical"):
-            # One thread hop for all of them: a hop costs about what a search does.
+            # One thread hop for all of them, however many texts and stores there are.
             return await asyncio.to_thread(self._search_keywords, query, k)
 
     def _search_keywords(self, query: Query, k: int) -> list[list[Hit]]:
