@@ -11,6 +11,10 @@ class EmbedderError(RetrievalError):
     """The embedder could not be loaded or could not embed."""
 
 
+class RerankerError(RetrievalError):
+    """The reranker could not be loaded or could not score."""
+
+
 class StoreUnavailable(RetrievalError):
     """Chroma does not answer, or did not answer in time."""
 

@@ -1,17 +1,21 @@
-"""The retrieval stages in order: embed and lexical side by side, search, fuse."""
+"""The retrieval stages in order: embed and lexical side by side, search, fuse, rerank."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from retrieval.embed.base import Vectors
-from retrieval.errors import DeadlineExceeded
+from retrieval.errors import DeadlineExceeded, RerankerError
 from retrieval.fuse import Ranking, fuse
+from retrieval.rerank import Reranker
 from retrieval.trace import Trace
 from retrieval.types import Candidate, Hit, Passage, Query, Retrieval
+
+log = logging.getLogger(__name__)
 
 
 class QueryEmbedder(Protocol):
@@ -38,6 +42,14 @@ class FusionSettings:
     lexical_weight: float = 2.0
 
 
+@dataclass(frozen=True, slots=True)
+class RerankSettings:
+    """How many of the fused candidates the reranker reads, and how long it may take."""
+
+    candidates: int = 20
+    timeout_seconds: float | None = 0.5
+
+
 class Retriever:
     """Answers a `Query` with ranked candidates; holds no state of its own between queries."""
 
@@ -47,11 +59,15 @@ class Retriever:
         dense: DenseSearch,
         lexical: LexicalSearch,
         fusion: FusionSettings | None = None,
+        reranker: Reranker | None = None,
+        rerank: RerankSettings | None = None,
     ) -> None:
         self._embedder = embedder
         self._dense = dense
         self._lexical = lexical
         self._fusion = fusion or FusionSettings()
+        self._reranker = reranker
+        self._rerank = rerank or RerankSettings()
 
     async def retrieve(
         self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
@@ -71,39 +87,57 @@ class Retriever:
     async def _retrieve(self, query: Query, trace: Trace) -> Retrieval:
         k = max(self._fusion.candidates, query.max_num_results)
         async with _Group() as group:
-            dense_task = group.create_task(self._dense_hits(query, k, trace))
-            lexical_task = group.create_task(self._lexical_hits(query, k, trace))
+            dense_task = group.create_task(self._dense_pages(query, k, trace))
+            lexical_task = group.create_task(self._lexical_pages(query, k, trace))
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
             candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
-        best = max((hit.score for hit in dense), default=None)
+        if self._reranker is not None and candidates:
+            candidates = await self._reordered(self._reranker, query, candidates, trace)
+        best = max((hit.score for page in dense for hit in page), default=None)
         return Retrieval(query, candidates, best)
 
-    async def _dense_hits(self, query: Query, k: int, trace: Trace) -> list[Hit]:
+    async def _dense_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
+        """The dense hits of each text of the query."""
         with trace.stage("embed"):
-            vector = await self._embedder.embed(query.text)
+            # Queued in one turn of the loop, so that the embedder gets them as one batch.
+            async with _Group() as group:
+                embeddings = [
+                    group.create_task(self._embedder.embed(text.text)) for text in query.texts
+                ]
         with trace.stage("search"):
             async with _Group() as group:
                 pages = [
-                    group.create_task(self._dense.query(store_id, vector, k))
-                    for store_id in query.store_ids
+                    [
+                        group.create_task(self._dense.query(store_id, embedding.result(), k))
+                        for store_id in query.store_ids
+                    ]
+                    for embedding in embeddings
                 ]
-        return _best([page.result() for page in pages], k)
+        return [_best([task.result() for task in stores], k) for stores in pages]
 
-    async def _lexical_hits(self, query: Query, k: int, trace: Trace) -> list[Hit]:
+    async def _lexical_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
+        """The keyword hits of each text of the query."""
         with trace.stage("lexical"):
-            pages = await asyncio.gather(
-                *(
-                    asyncio.to_thread(self._lexical.search, store_id, query.text, k)
-                    for store_id in query.store_ids
-                )
-            )
-        return _best(pages, k)
+            # One thread hop for all of them, however many texts and stores there are.
+            return await asyncio.to_thread(self._search_keywords, query, k)
 
-    def _fuse(self, query: Query, dense: list[Hit], lexical: list[Hit]) -> tuple[Candidate, ...]:
+    def _search_keywords(self, query: Query, k: int) -> list[list[Hit]]:
+        return [
+            _best([self._lexical.search(store, text.text, k) for store in query.store_ids], k)
+            for text in query.texts
+        ]
+
+    def _fuse(
+        self, query: Query, dense: Sequence[list[Hit]], lexical: Sequence[list[Hit]]
+    ) -> tuple[Candidate, ...]:
         rankings = [
-            Ranking("search", dense, self._fusion.dense_weight),
-            Ranking("lexical", lexical, self._fusion.lexical_weight),
+            Ranking(stage, page, text.weight * weight)
+            for stage, pages, weight in (
+                ("search", dense, self._fusion.dense_weight),
+                ("lexical", lexical, self._fusion.lexical_weight),
+            )
+            for text, page in zip(query.texts, pages, strict=True)
         ]
         fused = fuse(rankings, k=self._fusion.rrf_k)
         passages: dict[str, Passage] = {}
@@ -116,6 +150,21 @@ class Retriever:
             for hit in fused
             if hit.passage_id in passages
         )
+
+    async def _reordered(
+        self, reranker: Reranker, query: Query, candidates: tuple[Candidate, ...], trace: Trace
+    ) -> tuple[Candidate, ...]:
+        """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""
+        head = candidates[: max(self._rerank.candidates, query.max_num_results)]
+        try:
+            with trace.stage("rerank"):
+                async with asyncio.timeout(self._rerank.timeout_seconds):
+                    return tuple(await reranker.rerank(query.text, head))
+        except TimeoutError:
+            log.warning("reranking took longer than rerank_timeout_seconds; the fused order stays")
+        except RerankerError as error:
+            log.warning("%s; the fused order stays", error)
+        return candidates
 
 
 class _Group(asyncio.TaskGroup):
@@ -134,8 +183,10 @@ def _best(pages: Iterable[Sequence[Hit]], k: int) -> list[Hit]:
 
 
 def _scores_by_stage(rankings: Sequence[Ranking]) -> Mapping[str, dict[str, float]]:
+    """Each passage's score at each stage: the best, where several texts found it."""
     scores: dict[str, dict[str, float]] = {}
     for ranking in rankings:
         for hit in ranking.hits:
-            scores.setdefault(hit.passage_id, {})[ranking.stage] = hit.score
+            own = scores.setdefault(hit.passage_id, {})
+            own[ranking.stage] = max(hit.score, own.get(ranking.stage, hit.score))
     return scores

@@ -27,7 +27,8 @@ STAGES = (
 
 @dataclass(frozen=True, slots=True)
 class StageRecord:
-    """One run of one stage. `start_seconds` is relative to the trace's start; `outcome` is ok, error or cancelled."""
+    """One run of one stage. `start_seconds` is relative to the trace's start; `outcome` is ok, error, timeout or
+    cancelled."""
 
     stage: str
     start_seconds: float
@@ -55,6 +56,9 @@ class Trace:
             yield
         except (asyncio.CancelledError, GeneratorExit):
             outcome = "cancelled"
+            raise
+        except TimeoutError:
+            outcome = "timeout"
             raise
         except BaseException:
             outcome = "error"

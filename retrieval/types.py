@@ -63,12 +63,29 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightedText:
+    """A text to search for, and how much its rankings weigh beside the others' (a plain question weighs 1)."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
-    """What to look for, and where: `store_ids` are index names (one Chroma collection each)."""
+    """What to look for, and where: `store_ids` are index names (one Chroma collection each).
+
+    `text` is the question; `also` is searched beside it and fused with it.
+    """
 
     text: str
     store_ids: tuple[str, ...]
     max_num_results: int
+    also: tuple[WeightedText, ...] = ()
+
+    @property
+    def texts(self) -> tuple[WeightedText, ...]:
+        """Everything that is searched for, the question first."""
+        return (WeightedText(self.text), *self.also)
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,12 @@ class Grounding:
         receipt = Receipt("off", link)
         if planned.searches:
             receipt = Receipt("miss", link, question=planned.question)
-            receipt = replace(receipt, include_text=planned.include_text, footer=planned.footer)
+            receipt = replace(
+                receipt,
+                also=tuple(more.text for more in planned.also),
+                include_text=planned.include_text,
+                footer=planned.footer,
+            )
             try:
                 receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
             except RetrievalFailed:
@@ -174,7 +179,10 @@ class Grounding:
                 conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
                 raise RetrievalError(str(conflict))
         text = planned.question[:MAX_QUERY_CHARACTERS]
-        query = Query(text, tuple(store.id for store in stores), planned.top_k)
+        also = tuple(
+            replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also
+        )
+        query = Query(text, tuple(store.id for store in stores), planned.top_k, also)
         timeout = self._settings.timeout_seconds
         return await self._retriever.retrieve(query, trace, timeout_seconds=timeout)
 

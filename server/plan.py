@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
+from retrieval.types import WeightedText
 from server.errors import BadRequest, ModelNotFound
+from server.queries import in_context, question_index, text_of
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
 
 Role = Literal["chat", "embedder"]
@@ -57,6 +59,7 @@ class Defaults:
     answer_reserve_tokens: int
     on_error: Literal["skip", "fail"]
     media_domains: tuple[str, ...] = ()
+    followup_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,8 @@ class Plan:
 
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
-    answer; `question_index` is the message that carries question and context.
+    answer; `question_index` is the message that carries question and context; `also` is searched beside the
+    question (the same in the light of the answer before it).
     """
 
     model: str
@@ -73,6 +77,7 @@ class Plan:
     stream: bool
     store_refs: tuple[str, ...]
     question: str
+    also: tuple[WeightedText, ...]
     question_index: int | None
     top_k: int
     score_threshold: float
@@ -105,14 +110,15 @@ def plan(
     if tool is not None and tool.filters is not None:
         raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
     refs, chosen_in = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
-    index = _question_index(request)
+    index = question_index(request.messages)
     ranking = (tool.ranking_options if tool else None) or rag.ranking_options
     return Plan(
         model=name,
         engine_model=engine_model,
         stream=bool(request.stream),
         store_refs=refs,
-        question=_text(request.messages[index].content) if index is not None else "",
+        question=text_of(request.messages[index].content) if index is not None else "",
+        also=in_context(request.messages, index, defaults.followup_weight),
         question_index=index,
         top_k=_top_k(tool, rag, headers, defaults.top_k),
         score_threshold=(ranking.score_threshold if ranking else None) or 0.0,
@@ -295,21 +301,6 @@ def _top_k(
     if not header.isascii() or not header.isdigit() or not 1 <= int(header[:6]) <= 50:
         raise BadRequest("the header X-RAG-Top-K takes a number from 1 to 50", param="X-RAG-Top-K")
     return int(header)
-
-
-def _question_index(request: ChatRequest) -> int | None:
-    """The latest user message: after tool turns and before a prefill it is still the question."""
-    for index in range(len(request.messages) - 1, -1, -1):
-        if request.messages[index].role == "user":
-            return index
-    return None
-
-
-def _text(content: str | list[dict[str, Any]] | None) -> str:
-    if isinstance(content, str):
-        return content.strip()
-    texts = [part.get("text") for part in content or () if part.get("type") == "text"]
-    return "\n".join(text for text in texts if isinstance(text, str)).strip()
 
 
 def _answer_tokens(request: ChatRequest, reserve: int) -> int:

@@ -31,13 +31,15 @@ class Receipt:
     """Why an answer saw what it saw.
 
     `reason` explains a status other than hit (`no_room`, `below_similarity`, `no_hits`, `empty_query`,
-    `no_store`, `timeout`, `unavailable`). `link` makes a passage's absolute URL.
+    `no_store`, `timeout`, `unavailable`). `also` is what was searched beside the question; `link` makes a
+    passage's absolute URL.
     """
 
     status: Status
     link: Callable[[Passage], str]
     reason: str | None = None
     question: str = ""
+    also: tuple[str, ...] = ()
     sources: tuple[Candidate, ...] = ()
     dropped: tuple[Drop, ...] = ()
     context_tokens: int = 0
@@ -103,7 +105,7 @@ def rag_field(
     field["search_results"] = [
         {
             "object": "vector_store.search_results.page",
-            "search_query": [receipt.question],
+            "search_query": [receipt.question, *receipt.also],
             "data": [_result(candidate, receipt.include_text) for candidate in receipt.sources],
             "has_more": False,
             "next_page": None,

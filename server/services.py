@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import FusionSettings, Retriever
+from retrieval.pipeline import FusionSettings, RerankSettings, Retriever
+from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
@@ -74,10 +75,18 @@ async def open_services(
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        reranker = await stack.enter_async_context(reranker_of(settings, progress))
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")
-        retriever = Retriever(batcher, handle.store, lexical, _fusion(settings))
+        retriever = Retriever(
+            batcher,
+            handle.store,
+            lexical,
+            fusion_settings(settings),
+            reranker,
+            RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
+        )
         secret = signing_key(settings.data_dir / "secret")
         services = Services(
             settings=settings,
@@ -100,6 +109,22 @@ async def open_services(
         watch = asyncio.ensure_future(_watch(services))
         stack.callback(watch.cancel)
         yield services
+
+
+@asynccontextmanager
+async def reranker_of(
+    settings: Settings, progress: Progress = lambda _: None
+) -> AsyncIterator[Reranker | None]:
+    """The configured reranker, or None. Raises RerankerError."""
+    if settings.reranker is None:
+        yield None
+        return
+    progress(f"loading the reranker {settings.reranker}")
+    reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
+    try:
+        yield reranker
+    finally:
+        await reranker.close()
 
 
 @asynccontextmanager
@@ -154,7 +179,8 @@ async def _watch(services: Services) -> None:
         await asyncio.sleep(HEALTH_SECONDS)
 
 
-def _fusion(settings: Settings) -> FusionSettings:
+def fusion_settings(settings: Settings) -> FusionSettings:
+    """How the settings say that rankings are made and merged; the same for the server and for `eval`."""
     return FusionSettings(
         candidates=settings.candidates,
         rrf_k=settings.rrf_k,
@@ -172,6 +198,7 @@ def _grounding(settings: Settings) -> GroundingSettings:
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
             media_domains=tuple(settings.allowed_media_domains),
+            followup_weight=settings.followup_weight,
         ),
         min_similarity=settings.min_similarity,
         timeout_seconds=settings.retrieval_timeout_seconds,

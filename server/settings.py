@@ -163,6 +163,21 @@ class Settings(BaseSettings):
     rrf_k: int = Field(10, ge=0, description="Rank constant of reciprocal rank fusion.")
     dense_weight: float = Field(1.0, ge=0, description="Weight of the dense ranking in fusion.")
     lexical_weight: float = Field(2.0, ge=0, description="Weight of the keyword ranking in fusion.")
+    followup_weight: float = Field(
+        1.0,
+        ge=0,
+        description="Weight of the question with the answer before it, beside the question alone; 0 leaves it out.",
+    )
+    reranker: str | None = Field(
+        None,
+        description="Cross-encoder that orders the best candidates anew: any of sentence-transformers', by name or folder.",
+    )
+    rerank_candidates: int = Field(
+        20, ge=1, le=100, description="Candidates that the reranker reads."
+    )
+    rerank_timeout_seconds: float = Field(
+        0.5, gt=0, description="Reranking that takes longer is given up; the fused order stays."
+    )
     min_similarity: float = Field(
         0.15, ge=-1, le=1, description="Best cosine under which a search counts as a miss."
     )
@@ -248,7 +263,7 @@ class Settings(BaseSettings):
             raise ValueError("takes scheme, host and port, and no path")
         return value
 
-    @field_validator("tool_call_parser", "default_store", "query_prefix", mode="before")
+    @field_validator("tool_call_parser", "default_store", "query_prefix", "reranker", mode="before")
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value

@@ -10,12 +10,13 @@ import anyio
 import numpy as np
 import pytest
 
-from retrieval.embed.base import Vectors
+from retrieval.embed import QueryBatcher
+from retrieval.embed.base import Embedder, Vectors
 from retrieval.errors import DeadlineExceeded, EmbedderError, StoreUnavailable
 from retrieval.lexical import LexicalIndex, LexicalWriter
 from retrieval.pipeline import FusionSettings, Retriever
 from retrieval.trace import Trace
-from retrieval.types import Hit, Passage, Query, Retrieval
+from retrieval.types import Hit, Passage, Query, Retrieval, WeightedText
 
 TEXTS = ("The quagga was a zebra.", "Green tea is steeped.", "A zebra crossing has stripes.")
 
@@ -175,3 +176,59 @@ async def test_a_caller_that_leaves_cancels_the_search(lexical: LexicalIndex) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     assert {r.stage: r.outcome for r in trace.records}["search"] == "cancelled"
+
+
+@pytest.mark.anyio
+async def test_texts_beside_the_question_are_fused_with_it(lexical: LexicalIndex) -> None:
+    retriever = Retriever(Letters(), Brute({"a": passages("a")}), lexical)
+    alone = await retriever.retrieve(query("steeped", "a"), Trace())
+    assert found(alone)[0] == TEXTS[1]
+
+    beside = (WeightedText("zebra crossing stripes", 3.0),)
+    asked = Query("steeped", ("a",), 4, also=beside)
+    trace = Trace()
+    both = await retriever.retrieve(asked, trace)
+    assert found(both)[0] == TEXTS[2]
+    assert set(found(both)) == set(TEXTS)
+    # First for one text of the two is not first everywhere.
+    assert both.candidates[0].score < 1
+    assert [record.stage for record in trace.records].count("embed") == 1
+
+
+class Counting(Embedder):
+    """Notes how many texts came in each call."""
+
+    name, dimension, max_tokens = "letters", 26, 256
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        self.batches.append(len(texts))
+        return np.eye(len(texts), 26, dtype=np.float32)
+
+    def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        return self.embed_queries(texts)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.anyio
+async def test_the_texts_of_a_query_are_one_batch(lexical: LexicalIndex) -> None:
+    embedder = Counting()
+    batcher = QueryBatcher(embedder)
+    asked = Query("zebra", ("a",), 4, also=(WeightedText("quagga"), WeightedText("tea")))
+    await Retriever(batcher, Brute({}), lexical).retrieve(asked, Trace())
+    await batcher.close()
+    assert embedder.batches == [3]
+
+
+@pytest.mark.anyio
+async def test_a_stage_s_score_is_the_best_of_the_texts(lexical: LexicalIndex) -> None:
+    retriever = Retriever(Letters(), Brute({"a": passages("a")}), lexical)
+    alone = await retriever.retrieve(query("quagga zebra", "a"), Trace())
+    asked = Query("quagga zebra", ("a",), 4, also=(WeightedText("tea"),))
+    both = await retriever.retrieve(asked, Trace())
+    best = {c.passage.text: c.scores for c in both.candidates}[TEXTS[0]]
+    assert best["lexical"] == pytest.approx(alone.candidates[0].scores["lexical"])

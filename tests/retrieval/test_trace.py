@@ -34,7 +34,8 @@ def test_a_stage_is_timed_from_the_traces_start() -> None:
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(ValueError, "error"), (asyncio.CancelledError, "cancelled"), (GeneratorExit, "cancelled"),
+    [(ValueError, "error"), (TimeoutError, "timeout"), (asyncio.CancelledError, "cancelled"),
+     (GeneratorExit, "cancelled"),
      (KeyboardInterrupt, "error")],
 )  # fmt: skip
 def test_a_stage_that_raises_is_recorded_and_raises(

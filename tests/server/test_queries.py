@@ -1,0 +1,55 @@
+"""What of a conversation is searched for beside its last question."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from retrieval.types import WeightedText
+from server.queries import in_context, question_index
+from server.wire.chat import Message
+
+FIRST = ("user", "What is a quagga?")
+ANSWER = ("assistant", "A zebra that died out.")
+FOLLOW_UP = ("user", "When?")
+
+
+def messages(*turns: tuple[str, Any]) -> list[Message]:
+    return [Message(role=role, content=content) for role, content in turns]
+
+
+def searched(*turns: tuple[str, Any], weight: float = 1.0) -> tuple[WeightedText, ...]:
+    conversation = messages(*turns)
+    return in_context(conversation, question_index(conversation), weight)
+
+
+def test_a_first_question_is_searched_alone() -> None:
+    assert searched(FIRST) == ()
+    assert searched(("system", "Be brief."), FIRST) == ()
+
+
+def test_a_follow_up_is_also_searched_with_the_answer_before_it() -> None:
+    expected = (WeightedText("When?\nA zebra that died out.", 0.5),)
+    assert searched(FIRST, ANSWER, FOLLOW_UP, weight=0.5) == expected
+
+
+def test_the_latest_answer_with_text_counts() -> None:
+    called = ("assistant", None)
+    turns = (FIRST, ("assistant", "An older answer."), FIRST, ANSWER, called, ("tool", "1883"))
+    (found,) = searched(*turns, FOLLOW_UP)
+    assert found.text == "When?\nA zebra that died out."
+
+
+def test_a_prefill_after_the_question_is_no_answer_before_it() -> None:
+    assert searched(FIRST, ("assistant", "A quagga is")) == ()
+
+
+def test_the_text_parts_of_an_answer() -> None:
+    parts = [{"type": "text", "text": "A zebra."}, {"type": "refusal", "refusal": "no"}]
+    (found,) = searched(FIRST, ("assistant", parts), FOLLOW_UP)
+    assert found.text == "When?\nA zebra."
+
+
+def test_nothing_to_search_beside() -> None:
+    assert searched(FIRST, ANSWER, FOLLOW_UP, weight=0) == ()
+    assert searched(FIRST, ANSWER, ("user", "")) == ()
+    assert searched(ANSWER) == ()
