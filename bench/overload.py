@@ -102,6 +102,16 @@ async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
     return found
 
 
+async def settled(client: httpx.AsyncClient, limit_seconds: float = 5.0) -> dict[str, float]:
+    """The gauges when they are zero, or as they are after the limit: a place is freed just after its last byte."""
+    start = time.perf_counter()
+    while any((left := await gauges(client)).values()):
+        if time.perf_counter() - start > limit_seconds:
+            break
+        await asyncio.sleep(0.05)
+    return left
+
+
 def percentile(values: list[float], share: float) -> float | None:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)] if values else None
 
@@ -130,7 +140,7 @@ async def measure(args: argparse.Namespace) -> dict[str, Any]:
         calm = statistics.median(quiet.accepted)
         seen = await overload(client, body, args.rate, args.seconds, args.pid)
         recovered = await recovery(client, body, RECOVERED * calm)
-        left = await gauges(client)
+        left = await settled(client)
     return {
         "rate": args.rate,
         "seconds": args.seconds,

@@ -34,9 +34,7 @@ router = APIRouter()
 class EngineResponse(Response):
     """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
 
-    def __init__(
-        self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller
-    ) -> None:
+    def __init__(self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller) -> None:
         super().__init__()
         self._app = app
         self._request_body = body
