@@ -26,10 +26,14 @@ LINK_SECONDS = 7 * 24 * 3600
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks. `cache_salt` keeps one tenant's prefix cache from answering, and timing, another's."""
+    """Who asks. `cache_salt` keeps one tenant's prefix cache from answering, and timing, another's.
+
+    `key` names the key among those configured, without saying it.
+    """
 
     tenant: str
     cache_salt: str | None = None
+    key: str = ""
 
 
 class Keys:
@@ -54,12 +58,13 @@ class Keys:
             raise Unauthorized("no API key: send `Authorization: Bearer YOUR_KEY`")
         # Every key is compared, in constant time, so that timing tells nothing about any of them.
         found = None
-        for key, tenant in self._tenants:
+        for position, (key, tenant) in enumerate(self._tenants):
             if hmac.compare_digest(key, offered.strip().encode()):
-                found = tenant
+                found = position, tenant
         if found is None:
             raise Unauthorized("this API key is not valid here")
-        return Caller(found, _digest(self._secret, "cache", found))
+        position, tenant = found
+        return Caller(tenant, _digest(self._secret, "cache", tenant), key=str(position))
 
 
 def signing_key(path: Path) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Annotated, TypeVar, cast
 
 import orjson
@@ -10,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 from server.auth import Caller
 from server.errors import BadRequest
+from server.limits import estimated_tokens
 from server.services import Services
+from server.sse import unless_gone
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -36,6 +40,26 @@ async def request_id_of(request: Request) -> str:
 ServicesDep = Annotated[Services, Depends(services_of)]
 CallerDep = Annotated[Caller, Depends(caller_of)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
+
+
+@asynccontextmanager
+async def admitted(
+    request: Request, services: Services, caller: Caller, route: str, until: float | None = None
+) -> AsyncIterator[None]:
+    """A place for this request; one that waits is given up when its client leaves.
+
+    `until` is in the event loop's time. Raises Overloaded, RateLimited and Draining at once, before the body
+    is read; later Overloaded for a wait too long, RequestTimeout, and ClientDisconnect.
+    """
+    tokens = estimated_tokens(request.headers.get("content-length"))
+    place = services.admission.enter(route, caller, tokens)
+    try:
+        if place.state == "waiting":
+            await request.body()  # behind it comes the client's leaving
+            await unless_gone(request.receive, place.turn(), until)
+        yield
+    finally:
+        place.leave()
 
 
 async def read_json(request: Request, model: type[M]) -> tuple[dict[str, object], M]:

@@ -71,7 +71,19 @@ class MethodNotAllowed(ServerError):
 
 
 class Overloaded(ServerError):
-    """The server works on as many requests as it may."""
+    """The server works on as many requests as it may, and as many wait as may."""
+
+    def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class RateLimited(Overloaded):
+    """The caller has as many requests here as it may."""
+
+
+class RequestTimeout(ServerError):
+    """The request ran past `request_timeout_seconds`."""
 
 
 class Draining(ServerError):
@@ -104,6 +116,8 @@ TABLE: Mapping[type[Exception], Mapped] = {
     BodyTooLarge: Mapped(413, "invalid_request_error", "body_too_large"),
     MethodNotAllowed: Mapped(405, "invalid_request_error", "method_not_allowed"),
     Overloaded: Mapped(503, "server_error", "overloaded", 1),
+    RateLimited: Mapped(429, "rate_limit_error", "rate_limited", 1),
+    RequestTimeout: Mapped(504, "server_error", "request_timeout"),
     Draining: Mapped(503, "server_error", "shutting_down", 5),
     RetrievalFailed: Mapped(503, "server_error", "retrieval_failed", 1),
     ServerError: Mapped(500, "server_error", "internal_error"),
@@ -153,8 +167,9 @@ def answer(error: Exception, request_id: str) -> ErrorAnswer:
     if row is INTERNAL:
         message = f"internal error; the server's log has it under request id {request_id}"
     headers: dict[str, str] = {}
-    if row.retry_after_seconds is not None:
-        headers["retry-after"] = str(row.retry_after_seconds)
+    retry_after = getattr(error, "retry_after_seconds", row.retry_after_seconds)
+    if retry_after is not None:
+        headers["retry-after"] = str(retry_after)
     elif status >= 500 or status == 409:
         headers["x-should-retry"] = "false"
     if status == 401:

@@ -18,7 +18,7 @@ from server.catalog import Catalog
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead, EngineRejected
 from server.grounding import Grounding, GroundingSettings
-from server.limits import Admission
+from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
 from server.telemetry.metrics import Metrics, new_registry
@@ -47,6 +47,11 @@ class Services:
     keys: Keys
     links: Links
     dead: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def deadline(self) -> float | None:
+        """When a request that starts now is cut off, in the event loop's time; None is never."""
+        seconds = self.settings.request_timeout_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
 @asynccontextmanager
@@ -102,7 +107,7 @@ async def open_services(
                 aliases=settings.model_aliases,
             ),
             metrics=metrics,
-            admission=Admission(metrics, settings.max_inflight),
+            admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, secret),
             links=Links(secret, signed=bool(settings.api_keys)),
         )
@@ -177,6 +182,17 @@ async def _watch(services: Services) -> None:
             log.critical("%s", error)
             services.dead.set()
         await asyncio.sleep(HEALTH_SECONDS)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        max_queued_tokens=settings.max_queued_tokens,
+        queue_timeout_seconds=settings.queue_timeout_seconds,
+        max_concurrent_per_key=settings.max_concurrent_per_key,
+        fair=len(settings.api_keys) > 1,
+    )
 
 
 def fusion_settings(settings: Settings) -> FusionSettings:

@@ -91,8 +91,27 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         20 * 2**20, ge=1024, description="Largest request body; a larger one is 413."
     )
-    max_inflight: int = Field(
-        256, ge=1, description="Requests worked on at once; one more is 503 with `Retry-After`."
+    max_running: int = Field(
+        256, ge=1, description="Requests worked on at once; further ones wait in the queue."
+    )
+    max_queued: int = Field(
+        256, ge=0, description="Requests that may wait; one more is 503 with `Retry-After`."
+    )
+    max_queued_tokens: int = Field(
+        1_000_000,
+        ge=1,
+        description="Prompt tokens that may wait, estimated from the bodies' lengths; more is 503.",
+    )
+    queue_timeout_seconds: float = Field(
+        30.0, gt=0, description="How long a request may wait before it is 503."
+    )
+    max_concurrent_per_key: int | None = Field(
+        None, ge=1, description="Requests of one key, running and waiting; one more is 429."
+    )
+    request_timeout_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Longest a request may take, waiting included; then 504, or an error event in a stream.",
     )
     shutdown_seconds: float = Field(
         30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."

@@ -24,12 +24,24 @@ async def gone(receive: Receive) -> None:
         pass
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; if the client leaves first, `work` is cancelled and ClientDisconnect raised."""
+async def unless_gone(
+    receive: Receive, work: Coroutine[Any, Any, T], until: float | None = None
+) -> T:
+    """The result of `work`; if the client leaves first, `work` is cancelled and ClientDisconnect raised.
+
+    At `until`, in the event loop's time, it is cancelled with RequestTimeout.
+    """
     task = asyncio.ensure_future(work)
     watch = asyncio.ensure_future(gone(receive))
+    left = None if until is None else max(until - asyncio.get_running_loop().time(), 0)
     try:
-        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {task, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED
+        )
+        if not done:
+            raise errors.RequestTimeout(
+                "the request took longer than it may here (request_timeout_seconds)"
+            )
         if not task.done():
             raise ClientDisconnect
         return task.result()
@@ -62,6 +74,7 @@ class EventStream(Response):
         keep_alive: bytes | None,
         keep_alive_seconds: float,
         on_end: Callable[[str], Awaitable[None]],
+        until: float | None = None,
     ) -> None:
         super().__init__(
             headers={**headers, "cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -72,18 +85,22 @@ class EventStream(Response):
         self._keep_alive = keep_alive
         self._keep_alive_seconds = keep_alive_seconds
         self._on_end = on_end
+        self._until = until
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         outcome = "cancelled"
         try:
-            await unless_gone(receive, self._send_all(send))
+            await unless_gone(receive, self._send_all(send), self._until)
             outcome = "ok"
         except (ClientDisconnect, OSError):
             log.debug("%s: the client went away", self._request_id)
         except Exception as error:
             # The status is out: the failure has to be said in the stream, and then logged.
             outcome = "error"
-            log.exception("%s: the stream failed", self._request_id)
+            if isinstance(error, errors.RequestTimeout):
+                log.warning("%s: %s", self._request_id, error)
+            else:
+                log.exception("%s: the stream failed", self._request_id)
             with contextlib.suppress(OSError):
                 await self._send_end(send, weave.event(errors.answer(error, self._request_id).body))
         finally:

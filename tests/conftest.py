@@ -13,6 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/golden anew from what is served",
     )
+    parser.addoption(
+        "--soak-seconds",
+        default="20",
+        help="how long the overload test asks for more than the server can take",
+    )
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 from retrieval.types import Passage
 from server import receipts
 from server.auth import Caller
-from server.deps import CallerDep, RequestIdDep, ServicesDep, read_json
+from server.deps import CallerDep, RequestIdDep, ServicesDep, admitted, read_json
 from server.errors import mapped
 from server.grounding import Prepared
 from server.services import Services
@@ -34,14 +34,21 @@ async def create_chat_completion(
     request: Request, services: ServicesDep, caller: CallerDep, request_id: RequestIdDep
 ) -> Response:
     """A chat completion, grounded in the store that the request chooses."""
+    recording = Recording(services.metrics, ROUTE)  # the wait for a place is part of it
+    until = services.deadline()
     async with AsyncExitStack() as stack:
-        stack.enter_context(services.admission.admit(ROUTE))
-        recording = Recording(services.metrics, ROUTE)
         try:
-            prepared = await _prepare(request, services, caller, recording)
+            await stack.enter_async_context(admitted(request, services, caller, ROUTE, until))
+        except ClientDisconnect:
+            recording.close("cancelled")
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        try:
+            prepared = await _prepare(request, services, caller, recording, until)
             if prepared.plan.stream:
-                return await _stream(request, services, prepared, request_id, stack)
-            answer = await unless_gone(request.receive, services.grounding.complete(prepared))
+                return await _stream(request, services, prepared, request_id, stack, until)
+            answer = await unless_gone(
+                request.receive, services.grounding.complete(prepared), until
+            )
         except ClientDisconnect:
             recording.close("cancelled")
             return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -58,7 +65,11 @@ async def create_chat_completion(
 
 
 async def _prepare(
-    request: Request, services: Services, caller: Caller, recording: Recording
+    request: Request,
+    services: Services,
+    caller: Caller,
+    recording: Recording,
+    until: float | None,
 ) -> Prepared:
     body, chat = await read_json(request, ChatRequest)
     base, now = base_url(request, services), time.time()
@@ -71,6 +82,7 @@ async def _prepare(
         services.grounding.prepare(
             body, chat, request.headers, services.models, caller, link, recording
         ),
+        until,
     )
 
 
@@ -80,9 +92,10 @@ async def _stream(
     prepared: Prepared,
     request_id: str,
     stack: AsyncExitStack,
+    until: float | None,
 ) -> Response:
     events, keep_alive = await unless_gone(
-        request.receive, services.grounding.stream(prepared, stack)
+        request.receive, services.grounding.stream(prepared, stack), until
     )
     place = stack.pop_all()  # the stream gives the place back when it ends
 
@@ -97,6 +110,7 @@ async def _stream(
         keep_alive=keep_alive,
         keep_alive_seconds=services.settings.keep_alive_seconds,
         on_end=ended,
+        until=until,
     )
 
 

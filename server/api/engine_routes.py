@@ -7,11 +7,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from server.auth import Caller
 from server.deps import CallerDep, ServicesDep
 from server.errors import NotFound, envelope
-from server.limits import Admission
+from server.limits import BYTES_PER_TOKEN, Admission
+from server.sse import unless_gone
 
 #: Routes that read the model's tokenizer and nothing else.
 ALLOWED = {"/tokenize": ["POST"], "/detokenize": ["POST"], "/version": ["GET"]}
@@ -31,19 +34,28 @@ router = APIRouter()
 class EngineResponse(Response):
     """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
 
-    def __init__(self, app: ASGIApp, body: bytes, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller) -> None:
         super().__init__()
         self._app = app
         self._request_body = body
         self._admission = admission
+        self._caller = caller
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(name, value) for name, value in scope["headers"] if name not in PRIVATE]
         # Its own state and app: the engine's middleware must not find ours.
         inner = {"type": "http", "headers": headers, "state": {}}
         inner |= {key: scope[key] for key in scope if key in PASSED}
-        with self._admission.admit(scope["path"]):
+        tokens = len(self._request_body) // BYTES_PER_TOKEN
+        place = self._admission.enter(scope["path"], self._caller, tokens)
+        try:
+            if place.state == "waiting":
+                await unless_gone(receive, place.turn())
             await self._app(inner, self._replayed(receive), _Converted(send))
+        except ClientDisconnect:
+            return  # nobody is there to be answered
+        finally:
+            place.leave()
 
     def _replayed(self, receive: Receive) -> Receive:
         """The body that was read, then whatever comes after it (the client leaving)."""
@@ -110,7 +122,7 @@ def _read_error(body: bytes) -> tuple[str, str | None]:
         return body.decode(errors="replace"), None
 
 
-async def forward(request: Request, services: ServicesDep, _: CallerDep) -> Response:
+async def forward(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """One of the engine's routes. Raises NotFound for a generating one that is not exposed."""
     path = request.url.path
     if path in GENERATING and not services.settings.expose_engine_routes:
@@ -118,7 +130,8 @@ async def forward(request: Request, services: ServicesDep, _: CallerDep) -> Resp
             f"{path} is the engine's own route and bypasses grounding; expose_engine_routes opens it"
         )
     # Read here, so that a body over the limit is our 413 and not an error within the engine's app.
-    return EngineResponse(services.engine.asgi_app, await request.body(), services.admission)
+    body = await request.body()
+    return EngineResponse(services.engine.asgi_app, body, services.admission, caller)
 
 
 for _path, _methods in ALLOWED.items():

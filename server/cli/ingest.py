@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from server.cli.background import step_back
 from server.cli.local import LOCAL_SETTINGS, clean, open_embedder
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from server.catalog import CatalogError
     from server.ingestion import IngestError
 
+    step_back()
     try:
         report = asyncio.run(_ingest(args, settings))
     except (BundledModelError, CatalogError, RetrievalError, IngestError) as error:

@@ -30,6 +30,8 @@ from server.engine.base import (
     ModelCard,
 )
 
+#: OpenAI's limit of `n`.
+MAX_CHOICES = 128
 #: Requests that are remembered.
 KEPT = 100
 #: Its tokenizer: a special token, a run of word characters, or one other character that is not a space.
@@ -148,6 +150,8 @@ class ScriptedEngine:
             raise EngineOverloaded("the scripted engine was told to be overloaded")
         if self.script.fail == "reject":
             raise EngineRejected("the scripted engine was told to reject", param="messages")
+        if not 1 <= (1 if body.get("n") is None else body["n"]) <= MAX_CHOICES:
+            raise EngineRejected(f"n must be 1 to {MAX_CHOICES}", param="n")
         prompt_tokens = await self.count_tokens(body)
         if prompt_tokens > self.max_model_len:
             raise EngineRejected(

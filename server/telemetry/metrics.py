@@ -59,6 +59,18 @@ class Metrics:
             ("route",),
             registry=registry,
         )
+        self.queue_length = Gauge(
+            "groundwire_admission_queue_length",
+            "Requests that wait for a place.",
+            registry=registry,
+        )
+        self.queue_seconds = Histogram(
+            "groundwire_admission_queue_duration_seconds",
+            "Time that a request waited for a place, by what came of it.",
+            ("outcome",),
+            buckets=REQUEST_BUCKETS,
+            registry=registry,
+        )
         self.rejected = Counter(
             "groundwire_requests_rejected_total",
             "Requests turned away before any work, by reason.",

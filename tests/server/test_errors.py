@@ -47,6 +47,8 @@ EXPECTED = {
     "BodyTooLarge": (413, "body_too_large", None),
     "MethodNotAllowed": (405, "method_not_allowed", None),
     "Overloaded": (503, "overloaded", "1"),
+    "RateLimited": (429, "rate_limited", "1"),
+    "RequestTimeout": (504, "request_timeout", None),
     "Draining": (503, "shutting_down", "5"),
     "RetrievalFailed": (503, "retrieval_failed", "1"),
     "ServerError": (500, "internal_error", None),

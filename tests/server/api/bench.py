@@ -30,7 +30,7 @@ from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
 from server.limits import Admission
 from server.listener import Listener
-from server.services import Services, _grounding, open_services
+from server.services import Services, _grounding, _limits, open_services
 from server.settings import Settings
 from server.telemetry.metrics import Metrics, new_registry
 
@@ -147,7 +147,7 @@ class Bench:
                 engine, retriever, base.catalog, _grounding(settings), base.models.embedder
             ),
             metrics=metrics,
-            admission=Admission(metrics, settings.max_inflight),
+            admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, b"secret"),
             links=Links(b"secret", signed=bool(settings.api_keys)),
             dead=asyncio.Event(),

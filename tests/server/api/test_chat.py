@@ -404,7 +404,7 @@ def test_the_metrics_page(served: Running) -> None:
 def test_over_the_limit_is_503_before_any_work(bench: Bench) -> None:
     slow = Script(prefill_seconds=60, answer="x")
     with (
-        bench.serve(slow, max_inflight=1) as running,
+        bench.serve(slow, max_running=1, max_queued=0) as running,
         running.client.stream("POST", ROUTE, json=chat(stream=True)) as response,
     ):
         chunks = response.iter_raw()
@@ -413,5 +413,5 @@ def test_over_the_limit_is_503_before_any_work(bench: Bench) -> None:
         refused = running.ask()
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["error"]["code"] == "overloaded"
-        assert running.metric("requests_rejected_total", reason="inflight") == 1
+        assert running.metric("requests_rejected_total", reason="queue_full") == 1
         assert len(running.engine.seen.bodies) == 1

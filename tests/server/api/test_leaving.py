@@ -129,7 +129,7 @@ def test_half_a_request_is_no_request(bench: Bench) -> None:
 
 
 def test_the_place_is_free_again(bench: Bench) -> None:
-    with bench.serve(DECODE, max_inflight=1) as running:
+    with bench.serve(DECODE, max_running=1) as running:
         for _ in range(3):
             with request(running, stream=True) as sock:
                 read_until(sock, b"word")
