@@ -179,9 +179,7 @@ class Grounding:
                 conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
                 raise RetrievalError(str(conflict))
         text = planned.question[:MAX_QUERY_CHARACTERS]
-        also = tuple(
-            replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also
-        )
+        also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
         query = Query(text, tuple(store.id for store in stores), planned.top_k, also)
         timeout = self._settings.timeout_seconds
         return await self._retriever.retrieve(query, trace, timeout_seconds=timeout)

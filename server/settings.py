@@ -189,7 +189,7 @@ class Settings(BaseSettings):
     )
     reranker: str | None = Field(
         None,
-        description="Cross-encoder that orders the best candidates anew: any of sentence-transformers', by name or folder.",
+        description="Cross-encoder that orders the best candidates anew, by name or folder; default: none.",
     )
     rerank_candidates: int = Field(
         20, ge=1, le=100, description="Candidates that the reranker reads."

@@ -17,9 +17,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-DATA = Path(
-    os.environ.get("QUALITY_DATA") or Path(__file__).parents[1].parent / "shared" / "data"
-)
+DATA = Path(os.environ.get("QUALITY_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 MAIN = "import sys; from server.cli import main; sys.exit(main())"
 GATES = {
     "xquad_en_wiki": {"recall@4": 0.97, "ndcg@10": 0.95},

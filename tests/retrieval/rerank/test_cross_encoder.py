@@ -81,7 +81,7 @@ async def test_who_stops_waiting_ends_the_work(model: str) -> None:
 
 def test_what_cannot_be_loaded_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(RerankerError, match="reranker '.*nowhere' cannot be loaded"):
+    with pytest.raises(RerankerError, match=r"reranker '.*nowhere' cannot be loaded"):
         open_reranker(str(tmp_path / "nowhere"), threads=1)
 
 

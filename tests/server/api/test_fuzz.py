@@ -40,7 +40,9 @@ PART = st.one_of(
 )
 MESSAGE = st.fixed_dictionaries(
     {
-        "role": mostly(st.sampled_from(["user", "user", "system", "assistant", "tool", "developer"])),
+        "role": mostly(
+            st.sampled_from(["user", "user", "system", "assistant", "tool", "developer"])
+        ),
         "content": mostly(st.one_of(TEXT, st.none(), st.lists(PART, max_size=3))),
     },
     optional={"annotations": ODD, "tool_calls": ODD, "name": ODD, "refusal": ODD},
@@ -74,7 +76,9 @@ RAG = st.fixed_dictionaries(
 BODY = st.fixed_dictionaries(
     {"messages": mostly(st.lists(MESSAGE, min_size=1, max_size=4))},
     optional={
-        "model": mostly(st.sampled_from(["gpt-4o-mini", "scripted", "scripted@docs", "x@none", "@"])),
+        "model": mostly(
+            st.sampled_from(["gpt-4o-mini", "scripted", "scripted@docs", "x@none", "@"])
+        ),
         "stream": mostly(st.booleans()),
         "stream_options": mostly(st.fixed_dictionaries({"include_usage": ODD})),
         "max_tokens": mostly(st.integers(0, 10_000)),

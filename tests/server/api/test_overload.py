@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-from server.engine.scripted import Script
 from tests.server.api.bench import ROUTE, Bench, chat, eventually
 from tests.server.api.test_bad_input import error_of
 from tests.server.api.test_chat import payloads
