@@ -64,11 +64,15 @@ class EngineTimings:
     cached_tokens: int
 
 
-class Events(AsyncIterator[bytes], Protocol):
+class Events(Protocol):
     """A stream's server-sent events, one whole event an item.
 
     `aclose()` aborts the engine's work, whether or not anyone has begun to read; it may be called twice.
     """
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+    async def __anext__(self) -> bytes: ...
 
     async def aclose(self) -> None: ...
 
