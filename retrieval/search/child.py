@@ -171,8 +171,8 @@ class ChromaChild:
     async def _spawn(self, port: int) -> Process:
         assert self._lease is not None
         path = self._data_dir / "chroma"
-        log = await asyncio.to_thread(self.log_path.open, "wb")
-        try:
+        # Not in a thread: cancelled in between, nobody would close what the thread opened.
+        with self.log_path.open("wb") as log:
             # -P: the launcher's own folder must not shadow what it imports.
             return await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", str(LAUNCHER), str(os.getpid()), str(path), str(port)),
@@ -182,8 +182,6 @@ class ChromaChild:
                 pass_fds=(self._lease.descriptor,),  # the child keeps the lock if we are killed
                 start_new_session=True,  # a Ctrl-C in the terminal is for us: we stop the child last
             )
-        finally:
-            log.close()
 
     async def _comes_up(self, endpoint: ChromaEndpoint, token: str) -> bool:
         """Whether our child answers at `endpoint`; False when it ended or a stranger answers there."""

@@ -34,7 +34,9 @@ def test_a_key_is_its_tenants() -> None:
 
 def test_two_keys_of_a_tenant_share_its_cache_and_no_server_does() -> None:
     both = keys("acme:k1", "acme:k2")
-    assert both.caller("Bearer k1") == both.caller("Bearer k2")
+    one, two = both.caller("Bearer k1"), both.caller("Bearer k2")
+    assert (one.tenant, one.cache_salt) == (two.tenant, two.cache_salt)
+    assert one.key != two.key
     other = keys("acme:k1", secret=b"t" * 32)
     assert both.caller("Bearer k1").cache_salt != other.caller("Bearer k1").cache_salt
 

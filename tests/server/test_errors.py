@@ -26,6 +26,7 @@ ROOTS = (
 #: What can never be raised while a request is served, so that its parent's 500 is right for it.
 PARENTS_ROW = {
     "EmbedderError",
+    "RerankerError",
     "IndexMissing",
     "DimensionMismatch",
     "CatalogUnavailable",

@@ -41,6 +41,7 @@ def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
         "groundwire_stage_duration_seconds",
         "groundwire_request_duration_seconds",
         "groundwire_time_to_first_token_seconds",
+        "groundwire_admission_queue_duration_seconds",
     }
 
 
