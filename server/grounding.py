@@ -102,9 +102,10 @@ class Grounding:
         _salt(to_engine, caller)
         receipt = Receipt("off", link)
         if planned.searches:
-            receipt = Receipt("miss", link, question=planned.question)
-            receipt = replace(
-                receipt,
+            receipt = Receipt(
+                "miss",
+                link,
+                question=planned.question,
                 also=tuple(more.text for more in planned.also),
                 include_text=planned.include_text,
                 footer=planned.footer,

@@ -196,7 +196,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def fusion_settings(settings: Settings) -> FusionSettings:
-    """How the settings say that rankings are made and merged; the same for the server and for `eval`."""
+    """How the settings say that rankings are made and merged; the same for the server, `search` and `eval`."""
     return FusionSettings(
         candidates=settings.candidates,
         rrf_k=settings.rrf_k,

@@ -13,6 +13,7 @@ from retrieval.embed.base import Vectors
 from retrieval.embed.prefixes import choose_prefixes
 from retrieval.embed.tokenize import MAX_BATCH, Tokenizer, unit
 from retrieval.errors import EmbedderError
+from retrieval.torch_models import LOAD_ERRORS, first_line, limit_threads, load_local_first
 
 _Result = TypeVar("_Result")
 
@@ -35,7 +36,7 @@ class TorchEmbedder:
         self._batch = _CPU_BATCH if device == "cpu" else MAX_BATCH
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="embed-torch")
         self._model = self._call(lambda: _load(model, device))
-        self._limit_threads(threads)  # not before: loading sets torch's number again
+        limit_threads(self._worker, threads)  # not before: loading sets torch's number again
         self._prefixes = choose_prefixes(name, self._model.prompts, query_prefix)
         backend = getattr(self._model.tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -92,26 +93,15 @@ class TorchEmbedder:
         except (RuntimeError, ValueError, IndexError) as error:
             raise EmbedderError(f"embedder {self._name!r} failed: {error}") from error
 
-    def _limit_threads(self, threads: int) -> None:
-        import torch
-
-        process_threads = torch.get_num_threads()
-        self._call(lambda: torch.set_num_threads(threads))
-        torch.set_num_threads(process_threads)
-
 
 def _load(model: str, device: str) -> Any:
     from sentence_transformers import SentenceTransformer
 
     try:
-        try:
-            return SentenceTransformer(model, device=device, local_files_only=True)
-        except OSError:
-            return SentenceTransformer(model, device=device)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return load_local_first(SentenceTransformer, model, device)
+    except LOAD_ERRORS as error:
         raise EmbedderError(
-            f"embedder {model!r} cannot be loaded: {reason}. Looked for a folder of that name, in the hub's "
+            f"embedder {model!r} cannot be loaded: {first_line(error)}. Looked for a folder of that name, in the hub's "
             "local cache and on the hub; check the name and the connection, or set the embedder to a local "
             "folder or to all-MiniLM-L6-v2, which needs no hub"
         ) from error

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from retrieval.errors import RerankerError
+from retrieval.torch_models import LOAD_ERRORS, first_line, limit_threads, load_local_first
 from retrieval.types import Candidate
 
 #: Pairs a step: between steps the thread looks whether anybody still waits.
@@ -24,7 +25,7 @@ class CrossEncoderReranker:
         self._name = model
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rerank")
         self._model = self._thread.submit(_load, model).result()
-        self._limit_threads(threads)
+        limit_threads(self._thread, threads)
 
     async def rerank(self, question: str, candidates: Sequence[Candidate]) -> list[Candidate]:
         stopped = threading.Event()
@@ -63,28 +64,16 @@ class CrossEncoderReranker:
             raise RerankerError(f"reranker {self._name!r} failed: {error}") from error
         return scores
 
-    def _limit_threads(self, threads: int) -> None:
-        """As the embedder's: this thread has its own limit, every other keeps the process's."""
-        import torch
-
-        process_threads = torch.get_num_threads()
-        self._thread.submit(torch.set_num_threads, threads).result()
-        torch.set_num_threads(process_threads)
-
 
 def _load(model: str) -> Any:
     from sentence_transformers import CrossEncoder
 
     try:
-        try:
-            loaded = CrossEncoder(model, device="cpu", local_files_only=True)
-        except OSError:
-            loaded = CrossEncoder(model, device="cpu")
+        loaded = load_local_first(CrossEncoder, model, "cpu")
         labels = loaded.num_labels
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except LOAD_ERRORS as error:
         raise RerankerError(
-            f"reranker {model!r} cannot be loaded: {reason}. Looked for a folder of that name, in the hub's "
+            f"reranker {model!r} cannot be loaded: {first_line(error)}. Looked for a folder of that name, in the hub's "
             "local cache and on the hub; check the name and the connection, or leave the setting out"
         ) from error
     if labels != 1:

@@ -80,28 +80,23 @@ async def _search(
 ) -> tuple[Store, Retrieval]:
     from retrieval.embed import QueryBatcher
     from retrieval.lexical import LexicalIndex
-    from retrieval.pipeline import FusionSettings, Retriever
+    from retrieval.pipeline import Retriever
     from retrieval.search import connect
     from retrieval.trace import Trace
     from retrieval.types import Query
     from server.catalog import LOCAL_TENANT, Catalog
+    from server.services import fusion_settings
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
         store = await catalog.find_store(LOCAL_TENANT, ref)
         embedder = await open_embedder(settings, quiet=True)
         if store.embedder is not None:
             await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
-    fusion = FusionSettings(
-        candidates=settings.candidates,
-        rrf_k=settings.rrf_k,
-        dense_weight=settings.dense_weight,
-        lexical_weight=settings.lexical_weight,
-    )
     batcher = QueryBatcher(embedder)
     try:
         async with connect(settings.data_dir, settings.chroma_url) as chroma:
             lexical = LexicalIndex(settings.data_dir / "lexical")
-            retriever = Retriever(batcher, chroma.store, lexical, fusion)
+            retriever = Retriever(batcher, chroma.store, lexical, fusion_settings(settings))
             query = Query(question, (store.id,), top_k)
             # The first query of a process pays for opening models and connections: a server does not.
             await retriever.retrieve(query, Trace())
