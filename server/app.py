@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 
 from retrieval.errors import RetrievalError
-from server.api import chat, engine_routes, models, operations, passages, unbuilt
+from server.api import chat, engine_routes, models, operations, passages, unbuilt, vector_stores
 from server.catalog import CatalogError
 from server.engine.base import EngineError
 from server.errors import (
@@ -59,7 +59,7 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-    for module in (chat, models, passages, operations, engine_routes, unbuilt):
+    for module in (chat, vector_stores, models, passages, operations, engine_routes, unbuilt):
         app.include_router(module.router)
     for error in (ServerError, EngineError, RetrievalError, CatalogError, Exception):
         app.add_exception_handler(error, _answer)

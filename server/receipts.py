@@ -102,19 +102,32 @@ def rag_field(
     field: dict[str, Any] = {"status": receipt.status}
     if receipt.reason is not None:
         field["reason"] = receipt.reason
+    queries = [receipt.question, *receipt.also]
     field["search_results"] = [
-        {
-            "object": "vector_store.search_results.page",
-            "search_query": [receipt.question, *receipt.also],
-            "data": [_result(candidate, receipt.include_text) for candidate in receipt.sources],
-            "has_more": False,
-            "next_page": None,
-        }
+        search_page(queries, receipt.sources, include_text=receipt.include_text)
     ]
     if cited is not None:
         field["cited"] = cited
     field["timings_ms"] = dict(timings_ms)
     return field
+
+
+def search_page(
+    queries: Sequence[str], found: Sequence[Candidate], *, include_text: bool
+) -> dict[str, Any]:
+    """OpenAI's page of search results, best first; without `include_text` the contents stay empty."""
+    return {
+        "object": "vector_store.search_results.page",
+        "search_query": list(queries),
+        "data": [_result(candidate, include_text) for candidate in found],
+        "has_more": False,
+        "next_page": None,
+    }
+
+
+def shown_score(candidate: Candidate) -> float:
+    """The score as clients see it, and therefore what a threshold of theirs is compared with."""
+    return round(candidate.score, 6)
 
 
 def _result(candidate: Candidate, include_text: bool) -> dict[str, Any]:
@@ -123,7 +136,7 @@ def _result(candidate: Candidate, include_text: bool) -> dict[str, Any]:
     return {
         "file_id": passage.file_id,
         "filename": passage.filename,
-        "score": round(candidate.score, 6),
+        "score": shown_score(candidate),
         "attributes": attributes,
         "content": [{"type": "text", "text": passage.text}] if include_text else [],
     }
@@ -145,9 +158,13 @@ def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]
     out: dict[str, str] = {"x-rag-status": receipt.status}
     if receipt.sources:
         out["x-rag-sources"] = _source_list([c.passage.file_id for c in receipt.sources])
-    if timings_ms:
-        out["server-timing"] = ", ".join(f"{name};dur={ms:g}" for name, ms in timings_ms.items())
-    return out
+    return {**out, **server_timing(timings_ms)}
+
+
+def server_timing(timings_ms: Mapping[str, float]) -> dict[str, str]:
+    """The header `Server-Timing`, where any stage ran."""
+    stages = ", ".join(f"{name};dur={ms:g}" for name, ms in timings_ms.items())
+    return {"server-timing": stages} if stages else {}
 
 
 def _source_list(file_ids: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ OPEN = {("GET", "/health"), ("GET", "/ready")}
 SIGNED = {("GET", "/v1/rag/passages/{file_id}/{content_hash}/{chunk}")}
 KEYED = {
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/vector_stores/{vector_store_id}/search"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model:path}"),
     ("GET", "/metrics"),
@@ -46,7 +47,7 @@ def routes_of(running: Running) -> Iterator[tuple[str, str]]:
 
 
 def filled(path: str) -> str:
-    for name in ("file_id", "content_hash", "chunk"):
+    for name in ("file_id", "content_hash", "chunk", "vector_store_id"):
         path = path.replace(f"{{{name}}}", "0")
     return path.replace("{model:path}", "x").replace("{rest:path}", "x")
 

@@ -201,7 +201,7 @@ def test_an_unknown_model_lists_the_known_ones(shared: Running) -> None:
         ("GET", "/v1/files", 400),
         ("DELETE", "/v1/files/file-1", 400),
         ("POST", "/v1/vector_stores", 400),
-        ("POST", "/v1/vector_stores/vs_1/search", 400),
+        ("POST", "/v1/vector_stores/vs_1/files", 400),
         ("POST", "/v1/messages", 404),
         ("POST", "/invocations", 404),
         ("POST", "/v1/load_lora_adapter", 404),

@@ -1,0 +1,95 @@
+"""`POST /v1/vector_stores/{id}/search`: retrieval alone, without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+
+from retrieval.trace import Trace
+from retrieval.types import Query, WeightedText
+from server import receipts
+from server.api.chat import CLIENT_CLOSED_REQUEST
+from server.auth import Caller
+from server.catalog import EmbedderConflict
+from server.deps import CallerDep, ServicesDep, admitted, read_json
+from server.errors import BadRequest, mapped
+from server.grounding import MAX_QUERY_CHARACTERS
+from server.services import Services
+from server.sse import unless_gone
+from server.telemetry.recorder import Recording
+from server.wire.search import SearchRequest
+
+ROUTE = "/v1/vector_stores/{vector_store_id}/search"
+
+router = APIRouter()
+
+
+@router.post(ROUTE)
+async def search_vector_store(
+    vector_store_id: str, request: Request, services: ServicesDep, caller: CallerDep
+) -> Response:
+    """The passages of one store that fit a query best, as OpenAI's `vector_store.search_results.page`."""
+    recording = Recording(services.metrics, ROUTE)
+    until = services.deadline()
+    try:
+        async with admitted(request, services, caller, ROUTE, until):
+            _, asked = await read_json(request, SearchRequest)
+            page = await unless_gone(
+                request.receive,
+                _search(services, caller, vector_store_id, asked, recording.trace),
+                until,
+            )
+    except ClientDisconnect:
+        recording.close("cancelled")
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
+    except asyncio.CancelledError:
+        recording.close("cancelled")
+        raise
+    except Exception as error:
+        recording.close("rejected" if mapped(error).status < 500 else "error")
+        raise
+    timings = receipts.server_timing(recording.trace.timings_ms())
+    recording.close("ok")
+    return Response(orjson.dumps(page), media_type="application/json", headers=timings)
+
+
+async def _search(
+    services: Services, caller: Caller, store_ref: str, asked: SearchRequest, trace: Trace
+) -> dict[str, Any]:
+    """Raises BadRequest for what is not built, StoreNotFound, AmbiguousStore, EmbedderConflict, RetrievalError."""
+    _refuse_unbuilt(asked)
+    store = await services.catalog.find_store(caller.tenant, store_ref)
+    embedder = services.models.embedder
+    if store.embedder is not None and store.embedder != embedder:
+        raise EmbedderConflict(store.name or store.id, store.embedder, embedder)
+    first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
+    also = tuple(WeightedText(text) for text in others)
+    query = Query(first, (store.id,), asked.max_num_results, also)
+    retrieval = await services.retriever.retrieve(
+        query, trace, timeout_seconds=services.settings.retrieval_timeout_seconds
+    )
+    threshold = (asked.ranking_options and asked.ranking_options.score_threshold) or 0.0
+    good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]
+    return receipts.search_page(asked.query, good[: asked.max_num_results], include_text=True)
+
+
+def _refuse_unbuilt(asked: SearchRequest) -> None:
+    if asked.filters is not None:
+        raise BadRequest("filters is not supported yet: files have no attributes", param="filters")
+    if asked.rewrite_query:
+        raise BadRequest(
+            "rewrite_query is not supported: this server has no query rewriter; leave it out or "
+            "send false",
+            param="rewrite_query",
+        )
+    if asked.ranking_options and asked.ranking_options.hybrid_search is not None:
+        raise BadRequest(
+            "ranking_options.hybrid_search is not supported yet; the server's dense_weight and "
+            "lexical_weight decide",
+            param="ranking_options.hybrid_search",
+        )
