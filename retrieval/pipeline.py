@@ -36,10 +36,10 @@ class LexicalSearch(Protocol):
 class FusionSettings:
     """How the rankings are made and merged; the defaults' figures are in `docs/decisions/`."""
 
-    candidates: int = 20
-    rrf_k: int = 10
+    candidates: int = 30
+    rrf_k: int = 5
     dense_weight: float = 1.0
-    lexical_weight: float = 2.0
+    lexical_weight: float = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,15 +131,18 @@ class Retriever:
     def _fuse(
         self, query: Query, dense: Sequence[list[Hit]], lexical: Sequence[list[Hit]]
     ) -> tuple[Candidate, ...]:
+        settings = self._fusion
         rankings = [
-            Ranking(stage, page, text.weight * weight)
-            for stage, pages, weight in (
-                ("search", dense, self._fusion.dense_weight),
-                ("lexical", lexical, self._fusion.lexical_weight),
-            )
-            for text, page in zip(query.texts, pages, strict=True)
+            Ranking("search", page, text.dense * settings.dense_weight)
+            for text, page in zip(query.texts, dense, strict=True)
+        ] + [
+            Ranking("lexical", page, text.lexical * settings.lexical_weight)
+            for text, page in zip(query.texts, lexical, strict=True)
         ]
-        fused = fuse(rankings, k=self._fusion.rrf_k)
+        # The rankings of a follow-up name up to four times as many; the tail of them is not worth reading.
+        fused = fuse(rankings, k=settings.rrf_k)[
+            : max(2 * settings.candidates, query.max_num_results)
+        ]
         passages: dict[str, Passage] = {}
         for store_id in query.store_ids:
             passages |= self._lexical.passages(store_id, [hit.passage_id for hit in fused])

@@ -28,7 +28,8 @@ class Estimate:
 def score(ranked: Sequence[str], positives: Set[str]) -> dict[str, float]:
     """The metrics of one query by name; `ranked` is best first and holds no id twice.
 
-    Recall is the share of the positives within the rank. Gains are 1 for a positive and 0 otherwise, so
+    Recall at k is capped: found / min(k, positives), so that a perfect ranking has 1 (Thakur et al.: "BEIR",
+    NeurIPS Datasets and Benchmarks 2021). Gains are 1 for a positive and 0 otherwise, so
     that nDCG = sum(1 / log2(rank + 1)) over the positives found, divided by the same for a perfect ranking
     (Järvelin, Kekäläinen: "Cumulated gain-based evaluation of IR techniques", 2002). MRR is 1 / the rank of
     the first positive, 0 when it is not within DEPTH. Raises ValueError without a positive.
@@ -37,7 +38,8 @@ def score(ranked: Sequence[str], positives: Set[str]) -> dict[str, float]:
         raise ValueError("a query without a positive has no score")
     ranks = [rank for rank, id_ in enumerate(ranked[:DEPTH], start=1) if id_ in positives]
     metrics = {
-        f"recall@{k}": sum(rank <= k for rank in ranks) / len(positives) for k in RECALL_RANKS
+        f"recall@{k}": sum(rank <= k for rank in ranks) / min(k, len(positives))
+        for k in RECALL_RANKS
     }
     ideal = _gain(range(1, min(len(positives), DEPTH) + 1))
     metrics[f"ndcg@{DEPTH}"] = _gain(ranks) / ideal

@@ -64,10 +64,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class WeightedText:
-    """A text to search for, and how much its rankings weigh beside the others' (a plain question weighs 1)."""
+    """A text to search for, and how much its two rankings weigh beside the others' (a plain question's: 1)."""
 
     text: str
-    weight: float = 1.0
+    dense: float = 1.0
+    lexical: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

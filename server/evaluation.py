@@ -26,7 +26,7 @@ from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from retrieval.trace import Trace
 from retrieval.types import Passage, Query, WeightedText
-from server.queries import in_context, question_index, text_of
+from server.queries import FollowUpWeights, in_context, question_index, text_of
 from server.wire.chat import Message
 from server.wire.common import first_complaint
 
@@ -55,7 +55,7 @@ class DataSet:
     questions: tuple[Question, ...]
 
 
-def read_data_set(directory: Path, followup_weight: float) -> DataSet:
+def read_data_set(directory: Path, followup: FollowUpWeights) -> DataSet:
     """Read `corpus.jsonl` and `queries.jsonl`. Raises EvaluationError naming file and line."""
     passages: dict[str, Passage] = {}
     for where, row in _rows(directory / "corpus.jsonl"):
@@ -65,7 +65,7 @@ def read_data_set(directory: Path, followup_weight: float) -> DataSet:
         passages[id_] = _passage(len(passages), _string(where, row, "text"), row.get("title"))
     questions = []
     for where, row in _rows(directory / "queries.jsonl"):
-        question = _question(where, row, followup_weight)
+        question = _question(where, row, followup)
         if unknown := sorted(question.positives - passages.keys()):
             raise EvaluationError(f"{where}: positive_ids names {unknown[0]!r}, not in the corpus")
         questions.append(question)
@@ -182,7 +182,7 @@ def _passage(number: int, text: str, title: object) -> Passage:
     return Passage(f"row-{number}", digest, 0, "", text, title if isinstance(title, str) else "")
 
 
-def _question(where: str, row: Mapping[str, Any], followup_weight: float) -> Question:
+def _question(where: str, row: Mapping[str, Any], followup: FollowUpWeights) -> Question:
     positives = row.get("positive_ids")
     if not isinstance(positives, list) or not positives or not all(map(_is_text, positives)):
         raise EvaluationError(f"{where}: positive_ids must be a list of ids that is not empty")
@@ -193,7 +193,7 @@ def _question(where: str, row: Mapping[str, Any], followup_weight: float) -> Que
     text = text_of(messages[index].content) if index is not None else ""
     if not text:
         raise EvaluationError(f"{where}: messages hold no user message with text")
-    return Question(text, in_context(messages, index, followup_weight), frozenset(positives))
+    return Question(text, in_context(messages, index, followup), frozenset(positives))
 
 
 def _messages(where: str, rows: object) -> list[Message]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from retrieval.types import WeightedText
 from server.errors import BadRequest, ModelNotFound
-from server.queries import in_context, question_index, text_of
+from server.queries import FollowUpWeights, in_context, question_index, text_of
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
 
 Role = Literal["chat", "embedder"]
@@ -59,7 +59,7 @@ class Defaults:
     answer_reserve_tokens: int
     on_error: Literal["skip", "fail"]
     media_domains: tuple[str, ...] = ()
-    followup_weight: float = 1.0
+    followup: FollowUpWeights = field(default_factory=FollowUpWeights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Plan:
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
-    question (the same in the light of the answer before it).
+    question (the same together with the turn before it).
     """
 
     model: str
@@ -118,7 +118,7 @@ def plan(
         stream=bool(request.stream),
         store_refs=refs,
         question=text_of(request.messages[index].content) if index is not None else "",
-        also=in_context(request.messages, index, defaults.followup_weight),
+        also=in_context(request.messages, index, defaults.followup),
         question_index=index,
         top_k=_top_k(tool, rag, headers, defaults.top_k),
         score_threshold=(ranking.score_threshold if ranking else None) or 0.0,

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from retrieval.types import WeightedText
 from server.wire.chat import Message
+
+
+@dataclass(frozen=True, slots=True)
+class FollowUpWeights:
+    """How much a follow-up's rankings with the turn before it weigh beside those of the question alone.
+
+    Factors on the fusion's weights. Vectors gain from the turn before, which says what is talked about;
+    keywords of a long answer drown the question's. The figures are in `docs/decisions/0008`.
+    """
+
+    dense: float = 2.0
+    lexical: float = 0.5
 
 
 def question_index(messages: Sequence[Message]) -> int | None:
@@ -26,22 +39,26 @@ def text_of(content: str | list[dict[str, Any]] | None) -> str:
 
 
 def in_context(
-    messages: Sequence[Message], question: int | None, weight: float
+    messages: Sequence[Message], question: int | None, weights: FollowUpWeights
 ) -> tuple[WeightedText, ...]:
-    """What is searched beside the question at this index: the same with the answer before it.
+    """What is searched beside the question at this index: the same with the turn before it.
 
-    Empty for a first question, which therefore loses nothing, and where `weight` is 0. The question comes
-    first, because embedders and the keyword index read only the beginning of a long text.
+    Empty for a first question, which therefore loses nothing, and where both weights are 0. The question
+    comes first and the answer last, because embedders and the keyword index read only the beginning of a
+    long text.
     """
-    if question is None or weight == 0:
+    if question is None or not (weights.dense or weights.lexical):
         return ()
     asked = text_of(messages[question].content)
-    earlier = (
-        text_of(message.content)
-        for message in reversed(messages[:question])
-        if message.role == "assistant"
-    )
-    answer = next((text for text in earlier if text), "")
+    earlier = messages[:question]
+    answer = _latest(earlier, "assistant")
     if not asked or not answer:
         return ()
-    return (WeightedText(f"{asked}\n{answer}", weight),)
+    text = "\n".join(part for part in (asked, _latest(earlier, "user"), answer) if part)
+    return (WeightedText(text, weights.dense, weights.lexical),)
+
+
+def _latest(messages: Sequence[Message], role: str) -> str:
+    """The last text that this role said."""
+    texts = (text_of(message.content) for message in reversed(messages) if message.role == role)
+    return next((text for text in texts if text), "")

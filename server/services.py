@@ -20,6 +20,7 @@ from server.engine.base import Engine, EngineDead, EngineRejected
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
+from server.queries import FollowUpWeights
 from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
 from server.telemetry.metrics import Metrics, new_registry
 
@@ -205,6 +206,11 @@ def fusion_settings(settings: Settings) -> FusionSettings:
     )
 
 
+def followup_weights(settings: Settings) -> FollowUpWeights:
+    """How much a follow-up's searches together with the turn before it weigh, by the settings."""
+    return FollowUpWeights(settings.followup_dense_weight, settings.followup_lexical_weight)
+
+
 def _grounding(settings: Settings) -> GroundingSettings:
     return GroundingSettings(
         defaults=Defaults(
@@ -214,7 +220,7 @@ def _grounding(settings: Settings) -> GroundingSettings:
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
             media_domains=tuple(settings.allowed_media_domains),
-            followup_weight=settings.followup_weight,
+            followup=followup_weights(settings),
         ),
         min_similarity=settings.min_similarity,
         timeout_seconds=settings.retrieval_timeout_seconds,

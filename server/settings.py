@@ -177,15 +177,20 @@ class Settings(BaseSettings):
     embed_threads: int = Field(1, ge=1, description="CPU threads of the embedder.")
     top_k: int = Field(4, ge=1, le=50, description="Passages packed when the request does not say.")
     candidates: int = Field(
-        20, ge=1, le=500, description="Hits taken from each ranking before fusion."
+        30, ge=1, le=500, description="Hits taken from each ranking before fusion."
     )
-    rrf_k: int = Field(10, ge=0, description="Rank constant of reciprocal rank fusion.")
+    rrf_k: int = Field(5, ge=0, description="Rank constant of reciprocal rank fusion.")
     dense_weight: float = Field(1.0, ge=0, description="Weight of the dense ranking in fusion.")
-    lexical_weight: float = Field(2.0, ge=0, description="Weight of the keyword ranking in fusion.")
-    followup_weight: float = Field(
-        1.0,
+    lexical_weight: float = Field(1.5, ge=0, description="Weight of the keyword ranking in fusion.")
+    followup_dense_weight: float = Field(
+        2.0,
         ge=0,
-        description="Weight of the question with the answer before it, beside the question alone; 0 leaves it out.",
+        description="Factor on `dense_weight` for a follow-up searched together with the turn before it.",
+    )
+    followup_lexical_weight: float = Field(
+        0.5,
+        ge=0,
+        description="The same on `lexical_weight`; both 0: a follow-up is searched alone.",
     )
     reranker: str | None = Field(
         None,

@@ -44,5 +44,7 @@ def test_the_gates_at_default_settings(name: str) -> None:
 
 
 def test_first_questions_lose_nothing() -> None:
-    alone = measured("xquad_en_wiki", "--followup-weight", "0")
+    alone = measured(
+        "xquad_en_wiki", "--followup-dense-weight", "0", "--followup-lexical-weight", "0"
+    )
     assert measured("xquad_en_wiki")["hybrid"] == alone["hybrid"]

@@ -29,7 +29,8 @@ SETTINGS = (
     "rrf_k",
     "dense_weight",
     "lexical_weight",
-    "followup_weight",
+    "followup_dense_weight",
+    "followup_lexical_weight",
     "reranker",
     "rerank_candidates",
 )
@@ -71,9 +72,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 async def _evaluate(directory: Path, settings: Settings) -> dict[str, dict[str, Estimate]]:
     from server.evaluation import evaluate, read_data_set
-    from server.services import fusion_settings, reranker_of
+    from server.services import followup_weights, fusion_settings, reranker_of
 
-    data = read_data_set(directory, settings.followup_weight)
+    data = read_data_set(directory, followup_weights(settings))
     embedder = await open_embedder(settings, quiet=False)
     async with AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwire-eval-"))

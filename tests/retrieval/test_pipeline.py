@@ -184,7 +184,7 @@ async def test_texts_beside_the_question_are_fused_with_it(lexical: LexicalIndex
     alone = await retriever.retrieve(query("steeped", "a"), Trace())
     assert found(alone)[0] == TEXTS[1]
 
-    beside = (WeightedText("zebra crossing stripes", 3.0),)
+    beside = (WeightedText("zebra crossing stripes", 3.0, 3.0),)
     asked = Query("steeped", ("a",), 4, also=beside)
     trace = Trace()
     both = await retriever.retrieve(asked, trace)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.quality import score, summarize
+from retrieval.quality import RECALL_RANKS, score, summarize
 
 
 def test_the_formulas() -> None:
@@ -33,6 +33,11 @@ def test_what_lies_below_the_tenth_rank_does_not_count() -> None:
 def test_more_positives_than_ranks_can_still_be_perfect() -> None:
     ranked = [str(number) for number in range(10)]
     assert score(ranked, {str(number) for number in range(20)})["ndcg@10"] == pytest.approx(1.0)
+
+
+def test_a_rank_is_not_asked_for_more_positives_than_it_can_hold() -> None:
+    metrics = score(["a", "x", "b", "c"], {"a", "b", "c", "d", "e"})
+    assert (metrics["recall@1"], metrics["recall@4"], metrics["recall@10"]) == (1, 3 / 4, 3 / 5)
 
 
 def test_no_positive_and_no_query_have_no_score() -> None:
@@ -62,4 +67,5 @@ def test_more_queries_narrow_the_interval() -> None:
 def test_every_metric_is_a_share(ranked: list[str], positives: set[str]) -> None:
     metrics = score(ranked, positives)
     assert all(0 <= value <= 1 + 1e-9 for value in metrics.values())
-    assert metrics["recall@1"] <= metrics["recall@4"] <= metrics["recall@10"]
+    found = [metrics[f"recall@{k}"] * min(k, len(positives)) for k in RECALL_RANKS]
+    assert found == sorted(found)

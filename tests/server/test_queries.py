@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from retrieval.types import WeightedText
-from server.queries import in_context, question_index
+from server.queries import FollowUpWeights, in_context, question_index
 from server.wire.chat import Message
 
 FIRST = ("user", "What is a quagga?")
@@ -17,9 +17,11 @@ def messages(*turns: tuple[str, Any]) -> list[Message]:
     return [Message(role=role, content=content) for role, content in turns]
 
 
-def searched(*turns: tuple[str, Any], weight: float = 1.0) -> tuple[WeightedText, ...]:
+def searched(
+    *turns: tuple[str, Any], weights: FollowUpWeights | None = None
+) -> tuple[WeightedText, ...]:
     conversation = messages(*turns)
-    return in_context(conversation, question_index(conversation), weight)
+    return in_context(conversation, question_index(conversation), weights or FollowUpWeights())
 
 
 def test_a_first_question_is_searched_alone() -> None:
@@ -27,16 +29,21 @@ def test_a_first_question_is_searched_alone() -> None:
     assert searched(("system", "Be brief."), FIRST) == ()
 
 
-def test_a_follow_up_is_also_searched_with_the_answer_before_it() -> None:
-    expected = (WeightedText("When?\nA zebra that died out.", 0.5),)
-    assert searched(FIRST, ANSWER, FOLLOW_UP, weight=0.5) == expected
+def test_a_follow_up_is_also_searched_with_the_turn_before_it() -> None:
+    expected = (WeightedText("When?\nWhat is a quagga?\nA zebra that died out.", 3.0, 0.25),)
+    assert searched(FIRST, ANSWER, FOLLOW_UP, weights=FollowUpWeights(3.0, 0.25)) == expected
+
+
+def test_an_answer_that_no_question_stands_before() -> None:
+    (found,) = searched(ANSWER, FOLLOW_UP)
+    assert found.text == "When?\nA zebra that died out."
 
 
 def test_the_latest_answer_with_text_counts() -> None:
     called = ("assistant", None)
-    turns = (FIRST, ("assistant", "An older answer."), FIRST, ANSWER, called, ("tool", "1883"))
-    (found,) = searched(*turns, FOLLOW_UP)
-    assert found.text == "When?\nA zebra that died out."
+    older = (("user", "An older question?"), ("assistant", "An older answer."))
+    (found,) = searched(*older, FIRST, ANSWER, called, ("tool", "1883"), FOLLOW_UP)
+    assert found.text == "When?\nWhat is a quagga?\nA zebra that died out."
 
 
 def test_a_prefill_after_the_question_is_no_answer_before_it() -> None:
@@ -46,10 +53,10 @@ def test_a_prefill_after_the_question_is_no_answer_before_it() -> None:
 def test_the_text_parts_of_an_answer() -> None:
     parts = [{"type": "text", "text": "A zebra."}, {"type": "refusal", "refusal": "no"}]
     (found,) = searched(FIRST, ("assistant", parts), FOLLOW_UP)
-    assert found.text == "When?\nA zebra."
+    assert found.text == "When?\nWhat is a quagga?\nA zebra."
 
 
 def test_nothing_to_search_beside() -> None:
-    assert searched(FIRST, ANSWER, FOLLOW_UP, weight=0) == ()
+    assert searched(FIRST, ANSWER, FOLLOW_UP, weights=FollowUpWeights(0, 0)) == ()
     assert searched(FIRST, ANSWER, ("user", "")) == ()
     assert searched(ANSWER) == ()
