@@ -11,6 +11,7 @@ import pytest
 
 from server.cli import eval as evaluate
 from server.evaluation import EvaluationError, read_data_set
+from server.queries import FollowUpWeights
 from server.settings import Settings
 
 CORPUS: list[dict[str, Any]] = [
@@ -61,10 +62,13 @@ def test_one_json_object(data: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_questions_in_a_conversation(data: Path) -> None:
-    read = read_data_set(data, 1.0)
+    read = read_data_set(data, FollowUpWeights())
     assert [question.text for question in read.questions] == [QUERIES[0]["text"], "And how hot?"]
     assert [len(question.also) for question in read.questions] == [0, 1]
-    assert [question.also for question in read_data_set(data, 0.0).questions] == [(), ()]
+    assert [question.also for question in read_data_set(data, FollowUpWeights(0, 0)).questions] == [
+        (),
+        (),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -86,13 +90,13 @@ def test_bad_input_names_file_and_line(
 ) -> None:
     write(data, name, rows)
     with pytest.raises(EvaluationError, match=complaint):
-        read_data_set(data, 1.0)
+        read_data_set(data, FollowUpWeights())
 
 
 def test_a_line_that_is_no_json(data: Path) -> None:
     (data / "queries.jsonl").write_text('{"id": "q"\n')
     with pytest.raises(EvaluationError, match=r"queries.jsonl, line 1: not JSON"):
-        read_data_set(data, 1.0)
+        read_data_set(data, FollowUpWeights())
 
 
 def test_a_missing_file_ends_with_status_1(
