@@ -98,6 +98,10 @@ class LexicalIndex:
         opened = self._open(store_id)
         return 0 if opened is None else int(opened.searcher.num_docs)
 
+    def stamp(self, store_id: str) -> _Stamp | None:
+        """What moves with each commit to the store, in the same step; None when it is absent."""
+        return _stamp(_directory(self._root, store_id))
+
     def _open(self, store_id: str) -> _Opened | None:
         directory = _directory(self._root, store_id)
         while (stamp := _stamp(directory)) is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from retrieval.embed.base import Vectors
@@ -51,7 +51,10 @@ class RerankSettings:
 
 
 class Retriever:
-    """Answers a `Query` with ranked candidates; holds no state of its own between queries."""
+    """Answers a `Query` with ranked candidates; holds no state of its own between queries.
+
+    `known_vector` gives the vector of a text where it takes no work.
+    """
 
     def __init__(
         self,
@@ -61,6 +64,8 @@ class Retriever:
         fusion: FusionSettings | None = None,
         reranker: Reranker | None = None,
         rerank: RerankSettings | None = None,
+        *,
+        known_vector: Callable[[str], Vectors | None] = lambda _: None,
     ) -> None:
         self._embedder = embedder
         self._dense = dense
@@ -68,6 +73,7 @@ class Retriever:
         self._fusion = fusion or FusionSettings()
         self._reranker = reranker
         self._rerank = rerank or RerankSettings()
+        self._known_vector = known_vector
 
     async def retrieve(
         self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
@@ -92,29 +98,40 @@ class Retriever:
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
             candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
-        if self._reranker is not None and candidates:
-            candidates = await self._reordered(self._reranker, query, candidates, trace)
         best = max((hit.score for page in dense for hit in page), default=None)
-        return Retrieval(query, candidates, best)
+        retrieval = Retrieval(query, candidates, best)
+        if self._reranker is None or not candidates:
+            return retrieval
+        return await self._reordered(self._reranker, retrieval, trace)
 
     async def _dense_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
         """The dense hits of each text of the query."""
-        with trace.stage("embed"):
-            # Queued in one turn of the loop, so that the embedder gets them as one batch.
-            async with _Group() as group:
-                embeddings = [
-                    group.create_task(self._embedder.embed(text.text)) for text in query.texts
-                ]
+        vectors = await self._embed([text.text for text in query.texts], trace)
         with trace.stage("search"):
             async with _Group() as group:
                 pages = [
                     [
-                        group.create_task(self._dense.query(store_id, embedding.result(), k))
+                        group.create_task(self._dense.query(store_id, vector, k))
                         for store_id in query.store_ids
                     ]
-                    for embedding in embeddings
+                    for vector in vectors
                 ]
         return [_best([task.result() for task in stores], k) for stores in pages]
+
+    async def _embed(self, texts: Sequence[str], trace: Trace) -> list[Vectors]:
+        """The vector of each text; without a stage where all of them are known."""
+        known = {text: self._known_vector(text) for text in texts}
+        vectors = {text: vector for text, vector in known.items() if vector is not None}
+        missing = [text for text in known if text not in vectors]
+        if missing:
+            with trace.stage("embed"):
+                # Queued in one turn of the loop, so that the embedder gets them as one batch.
+                async with _Group() as group:
+                    tasks = [group.create_task(self._embedder.embed(text)) for text in missing]
+            vectors |= {text: task.result() for text, task in zip(missing, tasks, strict=True)}
+        else:
+            trace.cached.append("embedding")
+        return [vectors[text] for text in texts]
 
     async def _lexical_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
         """The keyword hits of each text of the query."""
@@ -154,20 +171,20 @@ class Retriever:
             if hit.passage_id in passages
         )
 
-    async def _reordered(
-        self, reranker: Reranker, query: Query, candidates: tuple[Candidate, ...], trace: Trace
-    ) -> tuple[Candidate, ...]:
+    async def _reordered(self, reranker: Reranker, fused: Retrieval, trace: Trace) -> Retrieval:
         """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""
-        head = candidates[: max(self._rerank.candidates, query.max_num_results)]
+        query = fused.query
+        head = fused.candidates[: max(self._rerank.candidates, query.max_num_results)]
         try:
             with trace.stage("rerank"):
                 async with asyncio.timeout(self._rerank.timeout_seconds):
-                    return tuple(await reranker.rerank(query.text, head))
+                    ordered = tuple(await reranker.rerank(query.text, head))
+                    return replace(fused, candidates=ordered)
         except TimeoutError:
             log.warning("reranking took longer than rerank_timeout_seconds; the fused order stays")
         except RerankerError as error:
             log.warning("%s; the fused order stays", error)
-        return candidates
+        return replace(fused, whole=False)
 
 
 class _Group(asyncio.TaskGroup):

@@ -43,6 +43,8 @@ class Trace:
         self._clock = clock
         self._start = clock()
         self.records: list[StageRecord] = []
+        #: What came out of a cache, where its stages did not run: `embedding`, `retrieval`, `answer`.
+        self.cached: list[str] = []
 
     def elapsed_seconds(self) -> float:
         return self._clock() - self._start

@@ -91,11 +91,15 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Retrieval:
-    """The ranked candidates of one query, best first, and the best cosine that any passage had (None: no dense hit)."""
+    """The ranked candidates of one query, best first, and the best cosine that any passage had (None: no dense hit).
+
+    `whole` is False where the reranker failed or ran out of time: asked again, the order may be another.
+    """
 
     query: Query
     candidates: tuple[Candidate, ...]
     best_similarity: float | None = None
+    whole: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,7 +87,13 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 allow_origins=settings.allowed_origins,
                 allow_methods=["GET", "POST", "DELETE"],
                 allow_headers=["*"],
-                expose_headers=["x-request-id", "x-rag-status", "x-rag-sources", "server-timing"],
+                expose_headers=[
+                    "x-request-id",
+                    "x-rag-status",
+                    "x-rag-sources",
+                    "x-rag-cached",
+                    "server-timing",
+                ],
             )
         )
     return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]

@@ -12,7 +12,7 @@ from typing import Any
 
 from retrieval.errors import DeadlineExceeded, RetrievalError
 from retrieval.pack import pack
-from retrieval.pipeline import Retriever
+from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
 from retrieval.types import Context, Passage, Query, Retrieval
 from server import weave
@@ -52,10 +52,13 @@ class Prepared:
     """A request ready for the engine: what it asked, what it was given, and the body to send."""
 
     plan: Plan
-    receipt: Receipt
     body: Mapping[str, Any]
     completion_id: str
     recording: Recording
+
+    @property
+    def receipt(self) -> Receipt:
+        return self.recording.receipt
 
     @property
     def grounded(self) -> bool:
@@ -68,7 +71,7 @@ class Grounding:
     def __init__(
         self,
         engine: Engine,
-        retriever: Retriever,
+        retriever: CachedRetriever,
         catalog: Catalog,
         settings: GroundingSettings,
         embedder: str,
@@ -116,7 +119,7 @@ class Grounding:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
         recording.grounded_in(receipt)
-        return Prepared(planned, receipt, to_engine, recording.completion_id, recording)
+        return Prepared(planned, to_engine, recording.completion_id, recording)
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -182,8 +185,11 @@ class Grounding:
         text = planned.question[:MAX_QUERY_CHARACTERS]
         also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
         query = Query(text, tuple(store.id for store in stores), planned.top_k, also)
-        timeout = self._settings.timeout_seconds
-        return await self._retriever.retrieve(query, trace, timeout_seconds=timeout)
+        # The version moves once more when an ingest has swept what it replaced out of the dense hits.
+        scope = tuple((store.tenant, store.version) for store in stores)
+        return await self._retriever.retrieve(
+            query, trace, scope=scope, timeout_seconds=self._settings.timeout_seconds
+        )
 
     def _degraded(self, planned: Plan, receipt: Receipt, error: RetrievalError) -> Receipt:
         log.warning("retrieval failed: %s", error)

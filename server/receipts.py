@@ -32,7 +32,7 @@ class Receipt:
 
     `reason` explains a status other than hit (`no_room`, `below_similarity`, `no_hits`, `empty_query`,
     `no_store`, `timeout`, `unavailable`). `also` is what was searched beside the question; `link` makes a
-    passage's absolute URL.
+    passage's absolute URL; `cached` says what came out of a cache (`embedding`, `retrieval`).
     """
 
     status: Status
@@ -45,6 +45,7 @@ class Receipt:
     context_tokens: int = 0
     include_text: bool = False
     footer: bool = False
+    cached: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,8 @@ def rag_field(
     ]
     if cited is not None:
         field["cited"] = cited
+    if receipt.cached:
+        field["cached"] = list(receipt.cached)
     field["timings_ms"] = dict(timings_ms)
     return field
 
@@ -154,10 +157,12 @@ def footer(receipt: Receipt) -> str:
 
 
 def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]:
-    """`x-rag-status`, `x-rag-sources` and `Server-Timing`; ASCII only."""
+    """`x-rag-status`, `x-rag-sources`, `x-rag-cached` and `Server-Timing`; ASCII only."""
     out: dict[str, str] = {"x-rag-status": receipt.status}
     if receipt.sources:
         out["x-rag-sources"] = _source_list([c.passage.file_id for c in receipt.sources])
+    if receipt.cached:
+        out["x-rag-cached"] = ",".join(receipt.cached)
     return {**out, **server_timing(timings_ms)}
 
 

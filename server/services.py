@@ -8,9 +8,17 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
+from retrieval.cache import Bounds, Cache
 from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import FusionSettings, RerankSettings, Retriever
+from retrieval.pipeline import (
+    DenseSearch,
+    FusionSettings,
+    QueryEmbedder,
+    RerankSettings,
+    Retriever,
+)
+from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes, vector_bytes
 from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
 from server.auth import Keys, Links, signing_key
@@ -22,7 +30,7 @@ from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
 from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
-from server.telemetry.metrics import Metrics, new_registry
+from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +45,7 @@ class Services:
 
     settings: Settings
     engine: Engine
-    retriever: Retriever
+    retriever: CachedRetriever
     vectors: VectorStore
     lexical: LexicalIndex
     catalog: Catalog
@@ -85,14 +93,7 @@ async def open_services(
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")
-        retriever = Retriever(
-            batcher,
-            handle.store,
-            lexical,
-            fusion_settings(settings),
-            reranker,
-            RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
-        )
+        retriever = cached_retriever(settings, metrics, batcher, handle.store, lexical, reranker)
         secret = signing_key(settings.data_dir / "secret")
         services = Services(
             settings=settings,
@@ -209,6 +210,42 @@ def fusion_settings(settings: Settings) -> FusionSettings:
 def followup_weights(settings: Settings) -> FollowUpWeights:
     """How much a follow-up's searches together with the turn before it weigh, by the settings."""
     return FollowUpWeights(settings.followup_dense_weight, settings.followup_lexical_weight)
+
+
+def cached_retriever(
+    settings: Settings,
+    metrics: Metrics,
+    embedder: QueryEmbedder,
+    dense: DenseSearch,
+    lexical: LexicalIndex,
+    reranker: Reranker | None = None,
+) -> CachedRetriever:
+    """The retriever as the settings say it is, behind its caches."""
+    size, seconds = settings.cache_bytes, settings.cache_ttl_seconds
+    remembering = CachedEmbedder(
+        embedder,
+        Cache(
+            Bounds(settings.embedding_cache_entries, size, seconds),
+            vector_bytes,
+            observer=CacheCounts(metrics, "embedding"),
+        ),
+    )
+    retriever = Retriever(
+        remembering,
+        dense,
+        lexical,
+        fusion_settings(settings),
+        reranker,
+        RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
+        known_vector=remembering.known,
+    )
+    cache = Cache(
+        Bounds(settings.retrieval_cache_entries, size, seconds),
+        retrieval_bytes,
+        keeps=lambda retrieval: retrieval.whole,
+        observer=CacheCounts(metrics, "retrieval"),
+    )
+    return CachedRetriever(retriever, lexical, cache)
 
 
 def _grounding(settings: Settings) -> GroundingSettings:

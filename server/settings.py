@@ -214,6 +214,18 @@ class Settings(BaseSettings):
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Retrieval that takes longer is skipped (status `degraded`)."
     )
+    embedding_cache_entries: int = Field(
+        4096, ge=0, description="Query vectors that are remembered; 0: none."
+    )
+    retrieval_cache_entries: int = Field(
+        1024, ge=0, description="Retrievals that are remembered; 0: none."
+    )
+    cache_bytes: int = Field(
+        32 * 2**20, ge=0, description="Most memory of each of these two caches, about."
+    )
+    cache_ttl_seconds: float = Field(
+        600.0, gt=0, description="How long anything is remembered in a cache."
+    )
     on_error: Literal["skip", "fail"] = Field(
         "skip", description="When retrieval fails: answer without context, or 503."
     )

@@ -71,7 +71,10 @@ async def _search(
     also = tuple(WeightedText(text) for text in others)
     query = Query(first, (store.id,), asked.max_num_results, also)
     retrieval = await services.retriever.retrieve(
-        query, trace, timeout_seconds=services.settings.retrieval_timeout_seconds
+        query,
+        trace,
+        scope=((store.tenant, store.version),),
+        timeout_seconds=services.settings.retrieval_timeout_seconds,
     )
     threshold = (asked.ranking_options and asked.ranking_options.score_threshold) or 0.0
     good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]

@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 
+from retrieval.cache import OUTCOMES, Outcome
 from retrieval.trace import StageRecord
 from server.engine.base import EngineTimings
 
@@ -100,6 +101,27 @@ class Metrics:
             "How often the supervised Chroma child was started again.",
             registry=registry,
         )
+        self.cache_requests = Counter(
+            "groundwire_cache_requests_total",
+            "What was asked of a cache: hit, miss, or shared (waited for a miss of another request).",
+            ("cache", "result"),
+            registry=registry,
+        )
+        self.cache_evictions = Counter(
+            "groundwire_cache_evictions_total",
+            "Entries that made way for others before their time was over.",
+            ("cache",),
+            registry=registry,
+        )
+        self.cache_entries = Gauge(
+            "groundwire_cache_entries", "Entries of a cache.", ("cache",), registry=registry
+        )
+        self.cache_bytes = Gauge(
+            "groundwire_cache_size_bytes",
+            "Memory that a cache's entries take, about.",
+            ("cache",),
+            registry=registry,
+        )
 
     def observe_stages(self, records: Iterable[StageRecord]) -> None:
         for record in records:
@@ -111,6 +133,28 @@ class Metrics:
             self.tokens.labels("prompt").inc(timings.prompt_tokens)
             self.tokens.labels("cached").inc(timings.cached_tokens)
             self.tokens.labels("completion").inc(timings.completion_tokens)
+
+
+class CacheCounts:
+    """What one cache does, as metrics; a `CacheObserver`."""
+
+    def __init__(self, metrics: Metrics, cache: str) -> None:
+        self._requests = {
+            result: metrics.cache_requests.labels(cache, result) for result in OUTCOMES
+        }
+        self._evictions = metrics.cache_evictions.labels(cache)
+        self._entries = metrics.cache_entries.labels(cache)
+        self._bytes = metrics.cache_bytes.labels(cache)
+
+    def looked_up(self, outcome: Outcome) -> None:
+        self._requests[outcome].inc()
+
+    def evicted(self) -> None:
+        self._evictions.inc()
+
+    def resized(self, entries: int, size_bytes: int) -> None:
+        self._entries.set(entries)
+        self._bytes.set(size_bytes)
 
 
 def new_registry() -> CollectorRegistry:

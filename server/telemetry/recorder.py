@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from dataclasses import replace
 
 from retrieval.trace import Trace
 from server.engine.base import EngineTimings
@@ -28,6 +29,12 @@ class Recording:
         self._first_token: float | None = None
         self._failed: str | None = None
         self._closed = False
+
+    @property
+    def receipt(self) -> Receipt:
+        """What the request was grounded in, with what came out of a cache until now."""
+        assert self._receipt is not None, "the request is not prepared yet"
+        return replace(self._receipt, cached=tuple(self.trace.cached))
 
     @property
     def has_token(self) -> bool:

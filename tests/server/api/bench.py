@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import httpx
 from fastapi import FastAPI
 
-from retrieval.pipeline import DenseSearch, Retriever
+from retrieval.pipeline import DenseSearch
 from server.app import create_app
 from server.auth import Keys, Links
 from server.engine.scripted import Script, ScriptedEngine
@@ -30,7 +30,7 @@ from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
 from server.limits import Admission
 from server.listener import Listener
-from server.services import Services, _grounding, _limits, open_services
+from server.services import Services, _grounding, _limits, cached_retriever, open_services
 from server.settings import Settings
 from server.telemetry.metrics import Metrics, new_registry
 
@@ -135,9 +135,10 @@ class Bench:
         self, settings: Settings, script: Script, dense: DenseSearch | None
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
-        retriever = base.retriever
-        if dense is not None:
-            retriever = Retriever(retriever._embedder, dense, base.lexical)
+        embedder = base.retriever._retriever._embedder._embedder  # type: ignore[attr-defined]
+        retriever = cached_retriever(
+            settings, metrics, embedder, dense or base.vectors, base.lexical
+        )
         made = replace(
             base,
             settings=settings,
@@ -211,6 +212,8 @@ def open_bench(folder: Path) -> Iterator[Bench]:
         data_dir=folder / "data", default_store="docs", engine="scripted", port=0,
         # Only the tests of deadlines want one on a busy machine.
         retrieval_timeout_seconds=DEADLINE_SECONDS,
+        # The tests ask the same again and again, and most want to see it searched for.
+        retrieval_cache_entries=0, embedding_cache_entries=0,
     )  # fmt: skip
     ingest_by_command(settings.data_dir, write_documents(folder / "docs"), "docs")
     up: Future[Bench] = Future()

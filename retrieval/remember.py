@@ -1,0 +1,122 @@
+"""What was embedded and found before: query vectors by text, retrievals by question and state of the stores."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Hashable
+from typing import Protocol
+
+from retrieval.cache import Cache, Found
+from retrieval.embed.base import Vectors
+from retrieval.errors import DeadlineExceeded
+from retrieval.pipeline import QueryEmbedder
+from retrieval.trace import Trace
+from retrieval.types import Candidate, Query, Retrieval
+
+#: Dictionary slot, key and entry objects of one entry, roughly.
+_ENTRY_BYTES = 500
+#: A candidate's own objects beside its passage's texts, roughly.
+_CANDIDATE_BYTES = 1200
+
+
+class CachedEmbedder:
+    """A `QueryEmbedder` that remembers the vectors of one embedder."""
+
+    def __init__(self, embedder: QueryEmbedder, cache: Cache[str, Vectors]) -> None:
+        self._embedder = embedder
+        self._cache = cache
+
+    def known(self, text: str) -> Vectors | None:
+        """The vector of a text that was embedded before."""
+        return self._cache.peek(text)
+
+    async def embed(self, text: str) -> Vectors:
+        """As the embedder's own; the array is shared, and so read-only. Raises EmbedderError."""
+
+        async def load() -> Vectors:
+            vector = (await self._embedder.embed(text)).copy()  # a view would keep its whole batch
+            vector.flags.writeable = False
+            return vector
+
+        return (await self._cache.get(text, load)).value
+
+
+def vector_bytes(text: str, vector: Vectors) -> int:
+    """About what a kept vector takes."""
+    return vector.nbytes + sys.getsizeof(text) + _ENTRY_BYTES
+
+
+class Retrieves(Protocol):
+    async def retrieve(
+        self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
+    ) -> Retrieval: ...
+
+
+class Stamps(Protocol):
+    """What moves when a store's visible text moves, in the same step: the keyword index's commit."""
+
+    def stamp(self, store_id: str) -> Hashable | None: ...
+
+
+RetrievalKey = tuple[Query, tuple[Hashable, ...], tuple[Hashable, ...]]
+
+
+class CachedRetriever:
+    """A `Retriever` that remembers what each state of the stores answered.
+
+    The key is the query and the commit of every store's keyword index, read before the search. That commit
+    is the switch that makes text visible or takes it away, so what was found before it is never asked for
+    again: not between the switch and the catalog's new version, nor when the writer dies in between. How the
+    retriever fuses and reranks is no part of the key: it never changes, and the cache is the retriever's own.
+    A store without an index is not cached.
+    """
+
+    def __init__(
+        self, retriever: Retrieves, stamps: Stamps, cache: Cache[RetrievalKey, Retrieval]
+    ) -> None:
+        self._retriever = retriever
+        self._stamps = stamps
+        self._cache = cache
+
+    async def retrieve(
+        self,
+        query: Query,
+        trace: Trace,
+        *,
+        scope: tuple[Hashable, ...] = (),
+        timeout_seconds: float | None = None,
+    ) -> Retrieval:
+        """As `Retriever.retrieve`; `scope` holds further parts of the key (tenant, the catalog's versions).
+
+        A hit adds no stages to the trace, and neither does waiting for a search that another one began: it
+        says `retrieval` in `trace.cached`. The deadline is each caller's own in both. Raises RetrievalError.
+        """
+        stamps = tuple(self._stamps.stamp(store_id) for store_id in query.store_ids)
+        if None in stamps:
+            return await self._retriever.retrieve(query, trace, timeout_seconds=timeout_seconds)
+
+        async def load() -> Retrieval:
+            return await self._retriever.retrieve(query, trace)
+
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                found: Found[Retrieval] = await self._cache.get((query, stamps, scope), load)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"retrieval took longer than {timeout_seconds} s (retrieval_timeout_seconds)"
+            ) from None
+        if found.outcome != "miss":
+            trace.cached.append("retrieval")
+        return found.value
+
+
+def retrieval_bytes(key: RetrievalKey, retrieval: Retrieval) -> int:
+    """About what a kept retrieval takes."""
+    question = sum(sys.getsizeof(text.text) for text in key[0].texts)
+    return _ENTRY_BYTES + question + sum(map(_candidate_bytes, retrieval.candidates))
+
+
+def _candidate_bytes(candidate: Candidate) -> int:
+    passage = candidate.passage
+    return _CANDIDATE_BYTES + sum(map(sys.getsizeof, (passage.text, *passage.headings)))
