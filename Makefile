@@ -3,7 +3,7 @@
 #   make serve    set everything up and start the server on http://127.0.0.1:8000
 #   make test     the tests, with the real engine
 #   make check    formatting, lint and types
-#   make bench    Groundwire beside bare vLLM; writes docs/performance.md
+#   make bench    Groundwire beside bare vLLM (hours on two cores); writes docs/performance.md
 #   make soak     the slow tests, then the bench
 #   make pins     resolve requirements/*.txt again from pyproject.toml (needs a network)
 #

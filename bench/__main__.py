@@ -1,207 +1,152 @@
-"""`make bench`: bare vLLM and Groundwire side by side, in alternating rounds; ratios with their intervals.
+"""`make bench`: bare vLLM and Groundwire side by side, in alternating rounds, with intervals and verdicts.
 
-Writes `docs/performance.json` (all numbers, with the conditions) and the tables of `docs/performance.md`.
+A whole run writes `docs/performance.json` (all numbers, with their conditions), and the tables and plots made
+from it. What a run with `--quick` finds goes to `build/bench`, and so does what `--engine scripted` finds of
+scenarios that a language model is part of: it shows that the instrument works, and measures nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import secrets
-import subprocess
+import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict
+import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import httpx
+from bench.conditions import conditions
+from bench.lab import Lab
+from bench.report import DOCS, ROOT, publish, save, tables
+from bench.scenarios import (
+    Scenario,
+    conversation,
+    grounded,
+    ingest_beside,
+    ingest_rate,
+    memory,
+    off,
+    overload,
+    repeat,
+    scale,
+    search,
+    stages,
+)
 
-from bench.corpus import question, write_corpus
-from bench.load import Timed, burst
-from bench.report import conditions, write_report
-from bench.servers import GROUNDWIRE, bare_vllm, groundwire
-from bench.stats import median_of_rounds, paired_ratio
-from server.bundled import chat_model_flags, prepare_chat_model
-from server.settings import BUNDLED_CHAT_MODEL, load_settings
+TRIAL = ROOT / "build" / "bench"
+#: Those that need no pair of servers come first: an idle engine still takes memory and some cycles.
+SCENARIOS = (
+    Scenario("ingest-rate", "ingestion beside its own embedder", ingest_rate.run, engine=False),
+    Scenario("search", "retrieval over HTTP", search.run, engine=False),
+    Scenario("repeat", "a repeated question", repeat.run, engine=False),
+    Scenario("scale", "ten times the passages", scale.run, engine=False),
+    Scenario("memory", "resident memory beside vLLM", memory.run),
+    Scenario("stages", "a grounded request, by stage", stages.run),
+    Scenario("off", "retrieval off", off.run),
+    Scenario("grounded", "grounded, same final prompt", grounded.run),
+    Scenario("conversation", "the sixth turn", conversation.run),
+    Scenario("ingest-beside", "a stream during an ingest", ingest_beside.run),
+    Scenario("overload", "four times the capacity", overload.run),
+)
 
-ROOT = Path(__file__).parents[1]
-PLAIN_PROMPT = "Write a long story about a lighthouse. " * 12
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--chunks", type=int, default=2000, help="passages in the store")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each answer")
-    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--eager", action="store_true", help="skip compilation; quicker to start")
-    parser.add_argument("--out", type=Path, default=ROOT, help="the project to write into")
-    options = parser.parse_args()
+def main() -> int:
+    """Measure, print, save; status 1 when a scenario could not be measured."""
+    options = parse()
     with tempfile.TemporaryDirectory(prefix="groundwire-bench-") as folder:
-        results = run(options, Path(folder))
-    write_report(results, options.out)
+        results = asyncio.run(run(options, Path(folder)))
+    print(tables(results))
+    for target, kept in destinations(results, options).items():
+        save(kept, target)
+        print(f"\nSaved in {target}", flush=True)
+        if target == DOCS:
+            publish(ROOT)
+    return int(any("error" in entry for entry in results["scenarios"].values()))
 
 
-def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Start both servers, measure, stop them."""
-    model = prepare_chat_model(load_settings().models_dir, print)
-    data_dir = folder / "data"
-    print(f"ingesting {options.chunks} passages")
-    write_corpus(folder / "corpus", options.chunks)
-    ingest = [str(GROUNDWIRE), "ingest", str(folder / "corpus"), "--store", "bench", "--quiet"]
-    ingest += ["--data-dir", str(data_dir)]
-    subprocess.run(ingest, check=True)
-    flags = ["--max-model-len=4096", *chat_model_flags()]
-    flags += ["--enforce-eager"] if options.eager else []
-    print("starting both servers (some minutes)")
-    with (
-        bare_vllm(model, BUNDLED_CHAT_MODEL, flags, folder / "bare.log") as bare,
-        groundwire(flags, data_dir, "bench", folder / "groundwire.log") as ours,
-    ):
-        return asyncio.run(measure(options, bare, ours, flags))
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of a run. Exits with status 2 for a bad one."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    add = parser.add_argument
+    names = [scenario.name for scenario in SCENARIOS]
+    add("--only", type=_names(names), default=names, help=f"some of: {','.join(names)}")
+    add("--rounds", type=int, default=5, help="rounds that are kept, of each contender")
+    add("--chunks", type=int, default=10_000, help="passages in the store")
+    add("--tokens", type=int, default=32, help="tokens of each answer")
+    add("--concurrency", type=int, nargs="+", default=[1, 8, 32])
+    add("--engine", choices=("vllm", "scripted"), default="vllm", help="below both servers")
+    add("--quick", action="store_true", help="small and short, to see that it works")
+    add("--eager", action="store_true", help="skip compilation; quicker to start")
+    add("--vs", type=_pair, action="append", default=[], metavar="NAME=URL")
+    add("--vs-model", type=_pair, action="append", default=[], metavar="NAME=MODEL")
+    add("--out", type=Path, help=f"save here instead of {DOCS.name}/ or {TRIAL.relative_to(ROOT)}/")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.rounds, options.chunks, options.tokens = min(options.rounds, 2), 300, 8
+    if options.rounds < 2:
+        parser.error("--rounds: an interval needs two or more")
+    if unknown := {name for name, _ in options.vs_model} - {name for name, _ in options.vs}:
+        parser.error(f"--vs-model: no --vs is named {unknown.pop()!r}")
+    return options
 
 
-async def measure(
-    options: argparse.Namespace, bare: str, ours: str, flags: list[str]
-) -> dict[str, Any]:
-    async with httpx.AsyncClient(timeout=600) as client:
-        bench = Bench(client, options, bare, ours)
-        comparisons = {}
-        for concurrency in options.concurrency:
-            comparisons[f"off_c{concurrency}"] = await bench.compare(
-                bench.plain, concurrency, max(concurrency, 4)
-            )
-        # Each pair costs a third prefill, the one that shows the prompt.
-        comparisons["grounded_c1"] = await bench.compare(bench.grounded, 1, 2)
-        stages = await bench.stages()
-    return {
-        "conditions": conditions(options, flags),
-        "comparisons": comparisons,
-        "stages_ms": stages,
-    }
+def _names(known: list[str]) -> Any:
+    def names(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := sorted(set(chosen) - set(known)):
+            raise argparse.ArgumentTypeError(f"no scenario {unknown[0]!r}; there are {known}")
+        return chosen
+
+    return names
 
 
-class Bench:
-    """The measurements, over one pair of servers."""
-
-    def __init__(
-        self, client: httpx.AsyncClient, options: argparse.Namespace, bare: str, ours: str
-    ) -> None:
-        self._client = client
-        self._options = options
-        self._bare = bare
-        self._ours = ours
-        self._asked = 0
-
-    async def compare(
-        self, bodies: Callable[[], Any], concurrency: int, requests: int
-    ) -> dict[str, Any]:
-        """Alternate both sides for all rounds, after one unmeasured; ratios are ours over bare.
-
-        `requests` is how many each side answers in a round.
-        """
-        rounds: dict[str, list[tuple[list[Timed], float]]] = {"ours": [], "bare": []}
-        for number in range(self._options.rounds + 1):
-            order = ("ours", "bare") if number % 2 else ("bare", "ours")
-            pairs = [await bodies() for _ in range(requests)]
-            for side in order:
-                url = self._ours if side == "ours" else self._bare
-                result = await self._side(url, [pair[side] for pair in pairs], concurrency)
-                if number:
-                    rounds[side].append(result)
-            print(".", end="", flush=True)
-        print()
-        return _summary(rounds, concurrency)
-
-    async def _side(
-        self, url: str, bodies: list[dict[str, Any]], concurrency: int
-    ) -> tuple[list[Timed], float]:
-        if concurrency > 1:
-            return await burst(self._client, url, bodies)
-        answers: list[Timed] = []
-        rates = []
-        for body in bodies:
-            one, rate = await burst(self._client, url, [body])
-            answers += one
-            rates.append(rate)
-        return answers, median(rates)
-
-    def _body(self, content: str) -> dict[str, Any]:
-        return {
-            "model": BUNDLED_CHAT_MODEL,
-            "messages": [{"role": "user", "content": content}],
-            "max_tokens": self._options.tokens,
-            "ignore_eos": True,
-            "temperature": 0,
-            # A fresh salt each request, or the prefix cache answers in place of the prefill.
-            "cache_salt": secrets.token_hex(8),
-        }
-
-    async def plain(self) -> dict[str, dict[str, Any]]:
-        """The same plain request for both; retrieval switched off for ours."""
-        body = self._body(PLAIN_PROMPT)
-        return {"bare": body, "ours": {**body, "rag": {"enabled": False}}}
-
-    async def grounded(self) -> dict[str, dict[str, Any]]:
-        """A grounded request for ours; for bare vLLM the very prompt that ours makes of it."""
-        self._asked += 1
-        body = self._body(question(self._asked))
-        probe = {
-            **body,
-            "max_tokens": 1,
-            "return_prompt_text": True,
-            "cache_salt": secrets.token_hex(8),
-        }
-        answer = (await self._client.post(f"{self._ours}/v1/chat/completions", json=probe)).json()
-        if answer["rag"]["status"] != "hit":
-            raise RuntimeError(f"the question found nothing: {answer['rag']}")
-        prompt: str = answer["prompt_text"]
-        content = prompt.rpartition("<|im_start|>user\n")[2].partition("<|im_end|>")[0]
-        bare = {**body, "messages": [{"role": "user", "content": content}]}
-        check = {"model": bare["model"], "messages": bare["messages"]}
-        told = (await self._client.post(f"{self._bare}/tokenize", json=check)).json()
-        if told["count"] != answer["usage"]["prompt_tokens"]:
-            raise RuntimeError("the two prompts differ")
-        return {"ours": body, "bare": bare}
-
-    async def stages(self, requests: int = 20) -> dict[str, dict[str, float]]:
-        """Milliseconds by stage over grounded requests, one at a time, as the response tells them."""
-        seen: dict[str, list[float]] = {}
-        for number in range(requests):
-            body = {**self._body(question(10_000 + number)), "max_tokens": 16}
-            answer = (
-                await self._client.post(f"{self._ours}/v1/chat/completions", json=body)
-            ).json()
-            for stage, ms in answer["rag"]["timings_ms"].items():
-                seen.setdefault(stage, []).append(ms)
-        return {
-            stage: {"p50": median(values), "p95": sorted(values)[int(len(values) * 0.95)]}
-            for stage, values in seen.items()
-        }
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, rest = text.partition("=")
+    if not (name and equals and rest):
+        raise argparse.ArgumentTypeError(f"{text!r}: must be NAME=VALUE")
+    return name, rest
 
 
-def _summary(
-    rounds: dict[str, list[tuple[list[Timed], float]]], concurrency: int
-) -> dict[str, Any]:
-    metrics: dict[str, Callable[[tuple[list[Timed], float]], list[float]]] = {
-        "ttft_ms": lambda result: [answer.ttft_seconds * 1000 for answer in result[0]],
-        "itl_ms": lambda result: [answer.itl_seconds * 1000 for answer in result[0]],
-        "tokens_per_second": lambda result: [result[1]],
-    }
-    summary: dict[str, Any] = {"concurrency": concurrency}
-    for name, values in metrics.items():
-        sides = {side: [values(result) for result in results] for side, results in rounds.items()}
-        medians = {side: [median(values) for values in each] for side, each in sides.items()}
-        summary[name] = {
-            "bare": median_of_rounds(sides["bare"]),
-            "ours": median_of_rounds(sides["ours"]),
-            "ratio": asdict(paired_ratio(medians["ours"], medians["bare"])),
-            "rounds": medians,
-        }
-    return summary
+async def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Measure what was chosen; a scenario that fails is reported and the others go on."""
+    started = time.monotonic()
+    done = {}
+    async with Lab(options, folder) as lab:
+        seen = conditions(ROOT, flags=lab.engine_flags, options=options)
+        for scenario in SCENARIOS:
+            if scenario.name in options.only:
+                print(f"[{time.monotonic() - started:4.0f} s] {scenario.title}", flush=True)
+                engine = options.engine if scenario.engine else "scripted"
+                entry = await measured(scenario, lab)
+                done[scenario.name] = {**entry, "conditions": {**seen, "engine": engine}}
+    print(f"[{time.monotonic() - started:4.0f} s] done", flush=True)
+    return {"scenarios": done}
+
+
+async def measured(scenario: Scenario, lab: Lab) -> dict[str, Any]:
+    """One scenario as JSON: its figures, or why there are none."""
+    start = time.monotonic()
+    trial = lab.options.quick or (scenario.engine and lab.scripted)
+    entry: dict[str, Any] = {"title": scenario.title, "trial": trial}
+    try:
+        entry["figures"] = [figure.as_json() for figure in await scenario.run(lab)]
+    except Exception as error:  # the others are still worth their numbers
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        entry["error"] = f"{first[:300]}".replace("|", "/")
+        print(f"\n  not measured: {error}", file=sys.stderr, flush=True)
+    return {**entry, "seconds": round(time.monotonic() - start, 1)}
+
+
+def destinations(
+    results: dict[str, Any], options: argparse.Namespace
+) -> dict[Path, dict[str, Any]]:
+    """Where which scenarios are saved: what was measured goes to `docs/`, trials to `build/bench`."""
+    found: dict[Path, dict[str, Any]] = {}
+    for name, entry in results["scenarios"].items():
+        target = options.out or (TRIAL if entry["trial"] or "error" in entry else DOCS)
+        found.setdefault(target, {"scenarios": {}})["scenarios"][name] = entry
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

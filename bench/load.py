@@ -1,4 +1,4 @@
-"""Requests over HTTP, timed chunk by chunk as a client sees them."""
+"""Requests over HTTP, timed as a client sees them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,18 @@ import orjson
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One streamed answer: seconds to the first token, mean seconds between tokens, tokens and total."""
+    """One streamed answer: seconds to the first token, and between each token and the next."""
 
     ttft_seconds: float
-    itl_seconds: float
-    tokens: int
-    total_seconds: float
+    gaps_seconds: tuple[float, ...]
+
+    @property
+    def itl_seconds(self) -> float:
+        return fmean(self.gaps_seconds) if self.gaps_seconds else 0.0
+
+    @property
+    def tokens(self) -> int:
+        return len(self.gaps_seconds) + 1
 
 
 async def timed(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Timed:
@@ -41,9 +47,8 @@ async def timed(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Ti
                 arrivals.append(time.perf_counter())
     if not done or not arrivals:
         raise RuntimeError(f"{url}: the stream broke off")
-    gaps = [later - earlier for earlier, later in itertools.pairwise(arrivals)]
-    total = time.perf_counter() - start
-    return Timed(arrivals[0] - start, fmean(gaps) if gaps else 0.0, len(arrivals), total)
+    gaps = tuple(later - earlier for earlier, later in itertools.pairwise(arrivals))
+    return Timed(arrivals[0] - start, gaps)
 
 
 def _has_token(line: str) -> bool:
@@ -58,3 +63,25 @@ async def burst(
     start = time.perf_counter()
     answers = await asyncio.gather(*(timed(client, url, body) for body in bodies))
     return answers, sum(answer.tokens for answer in answers) / (time.perf_counter() - start)
+
+
+async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> httpx.Response:
+    """One whole chat answer. Raises RuntimeError when it is refused."""
+    answer = await client.post(f"{url}/v1/chat/completions", json=body)
+    if answer.status_code != 200:
+        raise RuntimeError(f"{url}: {answer.status_code} {answer.text}")
+    return answer
+
+
+def stages_ms(answer: httpx.Response) -> dict[str, float]:
+    """Milliseconds by stage, from a response's `Server-Timing`."""
+    entries = [item.split(";dur=") for item in answer.headers["server-timing"].split(", ")]
+    return {name: float(ms) for name, ms in entries}
+
+
+def retrieval_ms(answer: httpx.Response) -> float:
+    """Milliseconds of retrieval along the critical path, from a response's `Server-Timing`."""
+    stages = stages_ms(answer)
+    dense = stages.get("embed", 0.0) + stages.get("search", 0.0)
+    after = stages.get("fuse", 0.0) + stages.get("rerank", 0.0)
+    return max(dense, stages.get("lexical", 0.0)) + after

@@ -87,7 +87,7 @@ async def recovery(
 
 
 def resident_bytes(pid: int) -> int:
-    import psutil
+    import psutil  # type: ignore[import-untyped]
 
     return int(psutil.Process(pid).memory_info().rss)
 

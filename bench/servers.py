@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,12 +11,34 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 
 START_SECONDS = 600
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
+SCRIPTED_MODEL = "scripted"
+STORE = "bench"
+#: Long enough for any answer length that a scenario asks for; about vLLM's pace on a small GPU.
+SCRIPT = {
+    "answer": "word " * 600,
+    "max_model_len": 16384,
+    "token_seconds": 0.002,
+    "prefill_seconds": 0.01,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running contender: `pid` is 0 for one that someone else started."""
+
+    name: str
+    url: str
+    model: str
+    pid: int = 0
 
 
 def free_port() -> int:
@@ -26,9 +49,9 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(
+def _running(
     command: Sequence[str], url: str, log: Path, environment: Mapping[str, str]
-) -> Iterator[str]:
+) -> Iterator[int]:
     """Start a server, wait until `/health` answers, and end it by its own process id afterwards."""
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -36,7 +59,7 @@ def running(
         )
         try:
             _wait_for(url, process, log)
-            yield url
+            yield process.pid
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -50,19 +73,20 @@ def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"{url} ended with {process.returncode}; see {log}")
+            raise RuntimeError(f"{url} ended with {process.returncode}: {log.read_text()[-2000:]}")
         try:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         except httpx.HTTPError:
             pass
         time.sleep(0.5)
-    raise RuntimeError(f"{url} did not start within {START_SECONDS} s; see {log}")
+    raise RuntimeError(f"{url} did not start within {START_SECONDS} s: {log.read_text()[-2000:]}")
 
 
 @contextmanager
-def bare_vllm(model: Path, name: str, flags: Sequence[str], log: Path) -> Iterator[str]:
+def bare_vllm(model: Path, name: str, flags: Sequence[str], log: Path) -> Iterator[Server]:
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     command = [
         sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model", str(model),
         "--served-model-name", name, "--host", "127.0.0.1", "--port", str(port),
@@ -70,16 +94,49 @@ def bare_vllm(model: Path, name: str, flags: Sequence[str], log: Path) -> Iterat
         "--enable-auto-tool-choice", "--tool-call-parser", "hermes", *flags,
     ]  # fmt: skip
     environment = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    with running(command, f"http://127.0.0.1:{port}", log, environment) as url:
-        yield url
+    with _running(command, url, log, environment) as pid:
+        yield Server("bare vLLM", url, name, pid)
 
 
 @contextmanager
-def groundwire(flags: Sequence[str], data_dir: Path, store: str, log: Path) -> Iterator[str]:
+def groundwire(
+    data_dir: Path,
+    log: Path,
+    *,
+    model: str,
+    store: str | None = STORE,
+    flags: Sequence[str] = (),
+    scripted: bool = False,
+    script: Mapping[str, Any] = SCRIPT,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+    name: str = "Groundwire",
+) -> Iterator[Server]:
+    """Our server over `data_dir`; `scripted` puts the engine without weights below it, which does `script`."""
     port = free_port()
+    url = f"http://127.0.0.1:{port}"
     command = [
         str(GROUNDWIRE), "serve", "--port", str(port), "--data-dir", str(data_dir),
-        "--default-store", store, "--log-level", "warning", *flags,
+        "--log-level", "warning", *(["--default-store", store] if store else []), *flags,
     ]  # fmt: skip
-    with running(command, f"http://127.0.0.1:{port}", log, {}) as url:
-        yield url
+    environment = {f"GROUNDWIRE_{name.upper()}": str(value) for name, value in settings.items()}
+    if scripted:
+        environment |= {"GROUNDWIRE_ENGINE": "scripted", "GROUNDWIRE_SCRIPTED": json.dumps(script)}
+    with _running(command, url, log, environment) as pid:
+        yield Server(name, url, SCRIPTED_MODEL if scripted else model, pid)
+
+
+def ingest(paths: Path, data_dir: Path, store: str = STORE) -> subprocess.Popen[bytes]:
+    """`groundwire ingest` as a process; its report comes as JSON on stdout."""
+    command = [str(GROUNDWIRE), "ingest", str(paths), "--store", store, "--quiet", "--json"]
+    return subprocess.Popen(
+        [*command, "--data-dir", str(data_dir)], stdout=subprocess.PIPE, env=dict(os.environ)
+    )
+
+
+def ingested(process: subprocess.Popen[bytes]) -> dict[str, float]:
+    """The report of an ingest, waited for. Raises RuntimeError when it failed."""
+    out, _ = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"groundwire ingest ended with {process.returncode}")
+    report: dict[str, float] = json.loads(out)
+    return report

@@ -1,0 +1,27 @@
+"""The instrument, end to end: a real server over a scripted engine, and a JSON that says what was printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from bench.report import FILE, ROOT, tables
+
+
+def test_a_small_run_measures_prints_and_saves(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--quick", "--engine", "scripted", "--only", "search"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((tmp_path / FILE).read_text())
+    assert tables(saved) in done.stdout
+    entry = saved["scenarios"]["search"]
+    assert entry["trial"]
+    assert entry["conditions"]["cores"] >= 1
+    alone, crowd = entry["figures"]
+    assert len(alone["rounds"]["Groundwire"]) == 2
+    assert min(*alone["rounds"]["Groundwire"], *crowd["rounds"]["Groundwire"]) > 0
+    assert {alone["verdict"], crowd["verdict"]} <= {"met", "not met", "undecided"}
