@@ -13,7 +13,7 @@ from retrieval.errors import DeadlineExceeded, RerankerError
 from retrieval.fuse import Ranking, fuse
 from retrieval.rerank import Reranker
 from retrieval.trace import Trace
-from retrieval.types import Candidate, Hit, Passage, Query, Retrieval
+from retrieval.types import Candidate, FusionWeights, Hit, Passage, Query, Retrieval
 
 log = logging.getLogger(__name__)
 
@@ -149,11 +149,12 @@ class Retriever:
         self, query: Query, dense: Sequence[list[Hit]], lexical: Sequence[list[Hit]]
     ) -> tuple[Candidate, ...]:
         settings = self._fusion
+        weights = query.weights or FusionWeights(settings.dense_weight, settings.lexical_weight)
         rankings = [
-            Ranking("search", page, text.dense * settings.dense_weight)
+            Ranking("search", page, text.dense * weights.dense)
             for text, page in zip(query.texts, dense, strict=True)
         ] + [
-            Ranking("lexical", page, text.lexical * settings.lexical_weight)
+            Ranking("lexical", page, text.lexical * weights.lexical)
             for text, page in zip(query.texts, lexical, strict=True)
         ]
         # The rankings of a follow-up name up to four times as many; the tail of them is not worth reading.
@@ -164,6 +165,9 @@ class Retriever:
         for store_id in query.store_ids:
             passages |= self._lexical.passages(store_id, [hit.passage_id for hit in fused])
         scores = _scores_by_stage(rankings)
+        if len(dense) == 1 and not any(text.lexical * weights.lexical for text in query.texts):
+            # One dense ranking keeps its order, and a cosine says more than a rank.
+            fused = [replace(hit, score=_clamped(scores[hit.passage_id])) for hit in fused]
         # A vector whose passage is unknown belongs to a write in progress or a replaced file: not visible.
         return tuple(
             Candidate(passages[hit.passage_id], hit.score, scores[hit.passage_id])
@@ -195,6 +199,11 @@ class _Group(asyncio.TaskGroup):
             await super().__aexit__(*args)  # type: ignore[arg-type]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+
+
+def _clamped(scores: Mapping[str, float]) -> float:
+    """The cosine as a score, 0..1."""
+    return min(max(scores["search"], 0.0), 1.0)
 
 
 def _best(pages: Iterable[Sequence[Hit]], k: int) -> list[Hit]:

@@ -72,16 +72,26 @@ class WeightedText:
 
 
 @dataclass(frozen=True, slots=True)
+class FusionWeights:
+    """How much the ranks of the dense and of the keyword rankings count; one of them may be 0."""
+
+    dense: float
+    lexical: float
+
+
+@dataclass(frozen=True, slots=True)
 class Query:
     """What to look for, and where: `store_ids` are index names (one Chroma collection each).
 
-    `text` is the question; `also` is searched beside it and fused with it.
+    `text` is the question; `also` is searched beside it and fused with it. `weights` are the query's own in
+    place of the retriever's.
     """
 
     text: str
     store_ids: tuple[str, ...]
     max_num_results: int
     also: tuple[WeightedText, ...] = ()
+    weights: FusionWeights | None = None
 
     @property
     def texts(self) -> tuple[WeightedText, ...]:

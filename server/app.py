@@ -12,6 +12,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from retrieval.errors import RetrievalError
 from server.api import chat, engine_routes, models, operations, passages, unbuilt, vector_stores
@@ -31,6 +33,9 @@ from server.services import Services, open_services
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
+
+#: What proxies log for a client that left before the answer; nobody receives it.
+CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(
@@ -63,6 +68,7 @@ def create_app(
         app.include_router(module.router)
     for error in (ServerError, EngineError, RetrievalError, CatalogError, Exception):
         app.add_exception_handler(error, _answer)
+    app.add_exception_handler(ClientDisconnect, _answer_nobody)
     app.add_exception_handler(HTTPException, _answer_framework)
     app.add_exception_handler(RequestValidationError, _answer_framework)
     return app
@@ -107,6 +113,10 @@ async def _answer(request: Request, error: Exception) -> JSONResponse:
     # An internal error is answered outside of the middleware that adds the id to every other answer.
     headers = {**told.headers, "x-request-id": request_id}
     return JSONResponse(told.body, told.status, headers=headers)
+
+
+async def _answer_nobody(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 async def _answer_framework(request: Request, error: Exception) -> JSONResponse:

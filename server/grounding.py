@@ -184,7 +184,8 @@ class Grounding:
                 raise RetrievalError(str(conflict))
         text = planned.question[:MAX_QUERY_CHARACTERS]
         also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
-        query = Query(text, tuple(store.id for store in stores), planned.top_k, also)
+        ids = tuple(store.id for store in stores)
+        query = Query(text, ids, planned.top_k, also, planned.weights)
         # The version moves once more when an ingest has swept what it replaced out of the dense hits.
         scope = tuple((store.tenant, store.version) for store in stores)
         return await self._retriever.retrieve(

@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from retrieval.types import WeightedText
+from retrieval.types import FusionWeights, WeightedText
 from server.errors import BadRequest, ModelNotFound
-from server.queries import FollowUpWeights, in_context, question_index, text_of
+from server.queries import FollowUpWeights, fusion_weights, in_context, question_index, text_of
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
 
 Role = Literal["chat", "embedder"]
@@ -69,7 +69,7 @@ class Plan:
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
-    question (the same together with the turn before it).
+    question (the same together with the turn before it); `weights` are the request's own, if it gave some.
     """
 
     model: str
@@ -78,6 +78,7 @@ class Plan:
     store_refs: tuple[str, ...]
     question: str
     also: tuple[WeightedText, ...]
+    weights: FusionWeights | None
     question_index: int | None
     top_k: int
     score_threshold: float
@@ -119,6 +120,7 @@ def plan(
         store_refs=refs,
         question=text_of(request.messages[index].content) if index is not None else "",
         also=in_context(request.messages, index, defaults.followup),
+        weights=fusion_weights(ranking),
         question_index=index,
         top_k=_top_k(tool, rag, headers, defaults.top_k),
         score_threshold=(ranking.score_threshold if ranking else None) or 0.0,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from retrieval.types import WeightedText
+from retrieval.types import FusionWeights, WeightedText
 from server.wire.chat import Message
+from server.wire.common import RankingOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,16 @@ class FollowUpWeights:
 
     dense: float = 2.0
     lexical: float = 0.5
+
+
+def fusion_weights(ranking: RankingOptions | None) -> FusionWeights | None:
+    """The request's own weights of the two rankings, as shares of the larger; None: the server's."""
+    if ranking is None or ranking.hybrid_search is None:
+        return None
+    dense, lexical = ranking.hybrid_search.embedding_weight, ranking.hybrid_search.text_weight
+    # Only their ratio means anything; scaled, any two floats stay far from overflow and underflow.
+    most = max(dense, lexical)
+    return FusionWeights(dense / most, lexical / most)
 
 
 def question_index(messages: Sequence[Message]) -> int | None:

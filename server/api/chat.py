@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from contextlib import AsyncExitStack
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.requests import ClientDisconnect
 
 from retrieval.types import Passage
 from server import receipts
 from server.auth import Caller
 from server.deps import CallerDep, RequestIdDep, ServicesDep, admitted, read_json
-from server.errors import mapped
 from server.grounding import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
@@ -23,8 +20,6 @@ from server.telemetry.recorder import Recording
 from server.wire.chat import ChatRequest
 
 ROUTE = "/v1/chat/completions"
-#: What proxies log for a client that left before the answer; nobody receives it.
-CLIENT_CLOSED_REQUEST = 499
 
 router = APIRouter()
 
@@ -37,27 +32,14 @@ async def create_chat_completion(
     recording = Recording(services.metrics, ROUTE)  # the wait for a place is part of it
     until = services.deadline()
     async with AsyncExitStack() as stack:
-        try:
+        with recording.closed_by_failure():
             await stack.enter_async_context(admitted(request, services, caller, ROUTE, until))
-        except ClientDisconnect:
-            recording.close("cancelled")
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        try:
             prepared = await _prepare(request, services, caller, recording, until)
             if prepared.plan.stream:
                 return await _stream(request, services, prepared, request_id, stack, until)
             answer = await unless_gone(
                 request.receive, services.grounding.complete(prepared), until
             )
-        except ClientDisconnect:
-            recording.close("cancelled")
-            return Response(status_code=CLIENT_CLOSED_REQUEST)
-        except asyncio.CancelledError:
-            recording.close("cancelled")
-            raise
-        except Exception as error:
-            recording.close("rejected" if mapped(error).status < 500 else "error")
-            raise
         body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
         headers = receipts.headers(prepared.receipt, recording.trace.timings_ms())
         recording.close("ok")

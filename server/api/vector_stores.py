@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
-from starlette.requests import ClientDisconnect
 
 from retrieval.trace import Trace
 from retrieval.types import Query, WeightedText
 from server import receipts
-from server.api.chat import CLIENT_CLOSED_REQUEST
 from server.auth import Caller
 from server.catalog import EmbedderConflict
 from server.deps import CallerDep, ServicesDep, admitted, read_json
-from server.errors import BadRequest, mapped
+from server.errors import BadRequest
 from server.grounding import MAX_QUERY_CHARACTERS
+from server.queries import fusion_weights
 from server.services import Services
 from server.sse import unless_gone
 from server.telemetry.recorder import Recording
+from server.wire.common import RankingOptions
 from server.wire.search import SearchRequest
 
 ROUTE = "/v1/vector_stores/{vector_store_id}/search"
@@ -36,7 +35,7 @@ async def search_vector_store(
     """The passages of one store that fit a query best, as OpenAI's `vector_store.search_results.page`."""
     recording = Recording(services.metrics, ROUTE)
     until = services.deadline()
-    try:
+    with recording.closed_by_failure():
         async with admitted(request, services, caller, ROUTE, until):
             _, asked = await read_json(request, SearchRequest)
             page = await unless_gone(
@@ -44,15 +43,6 @@ async def search_vector_store(
                 _search(services, caller, vector_store_id, asked, recording.trace),
                 until,
             )
-    except ClientDisconnect:
-        recording.close("cancelled")
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    except asyncio.CancelledError:
-        recording.close("cancelled")
-        raise
-    except Exception as error:
-        recording.close("rejected" if mapped(error).status < 500 else "error")
-        raise
     timings = receipts.server_timing(recording.trace.timings_ms())
     recording.close("ok")
     return Response(orjson.dumps(page), media_type="application/json", headers=timings)
@@ -69,14 +59,15 @@ async def _search(
         raise EmbedderConflict(store.name or store.id, store.embedder, embedder)
     first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
     also = tuple(WeightedText(text) for text in others)
-    query = Query(first, (store.id,), asked.max_num_results, also)
+    ranking = asked.ranking_options or RankingOptions()
+    query = Query(first, (store.id,), asked.max_num_results, also, fusion_weights(ranking))
     retrieval = await services.retriever.retrieve(
         query,
         trace,
         scope=((store.tenant, store.version),),
         timeout_seconds=services.settings.retrieval_timeout_seconds,
     )
-    threshold = (asked.ranking_options and asked.ranking_options.score_threshold) or 0.0
+    threshold = ranking.score_threshold or 0.0
     good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]
     return receipts.search_page(asked.query, good[: asked.max_num_results], include_text=True)
 
@@ -89,10 +80,4 @@ def _refuse_unbuilt(asked: SearchRequest) -> None:
             "rewrite_query is not supported: this server has no query rewriter; leave it out or "
             "send false",
             param="rewrite_query",
-        )
-    if asked.ranking_options and asked.ranking_options.hybrid_search is not None:
-        raise BadRequest(
-            "ranking_options.hybrid_search is not supported yet; the server's dense_weight and "
-            "lexical_weight decide",
-            param="ranking_options.hybrid_search",
         )

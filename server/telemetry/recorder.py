@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+
+from starlette.requests import ClientDisconnect
 
 from retrieval.trace import Trace
 from server.engine.base import EngineTimings
+from server.errors import Draining, Overloaded, mapped
 from server.receipts import Receipt
 from server.telemetry.metrics import Metrics
 
@@ -67,6 +73,20 @@ class Recording:
         self.trace.record("queue", queue, start_seconds=start)
         self.trace.record("prefill", prefill, start_seconds=start + queue)
         self.trace.record("decode", decode, start_seconds=start + queue + prefill, outcome=outcome)
+
+    @contextmanager
+    def closed_by_failure(self) -> Iterator[None]:
+        """Close as what an exception of the block says; a block that ends well closes by itself."""
+        try:
+            yield
+        except (ClientDisconnect, asyncio.CancelledError):
+            self.close("cancelled")
+            raise
+        except (Overloaded, Draining):
+            raise  # no place was had: admission has counted it, and under overload there are very many
+        except Exception as error:
+            self.close("rejected" if mapped(error).status < 500 else "error")
+            raise
 
     def close(self, outcome: str) -> None:
         """Observe the request as `ok`, `error`, `rejected` or `cancelled`; later calls do nothing."""

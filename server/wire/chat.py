@@ -6,14 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from server.wire.common import Closed, Wire
-
-
-class RankingOptions(Closed):
-    """As in OpenAI's file search; `ranker` is accepted for its clients and has one meaning here."""
-
-    ranker: str | None = None
-    score_threshold: float | None = Field(None, ge=0, le=1)
+from server.wire.common import Closed, RankingOptions, Wire
 
 
 class RagOptions(Closed):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Wire(BaseModel):
@@ -15,6 +17,27 @@ class Closed(BaseModel):
     """An object that is ours alone: an unknown field in it is a mistake of the client's."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class HybridSearch(Closed):
+    """How much each of the two rankings counts beside the other: 0 leaves one out."""
+
+    embedding_weight: float = Field(ge=0)
+    text_weight: float = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _one_counts(self) -> Self:
+        if not self.embedding_weight and not self.text_weight:
+            raise ValueError("embedding_weight and text_weight cannot both be 0")
+        return self
+
+
+class RankingOptions(Closed):
+    """As in OpenAI's file search; `ranker` is accepted for its clients and has one meaning here."""
+
+    ranker: str | None = None
+    score_threshold: float | None = Field(None, ge=0, le=1)
+    hybrid_search: HybridSearch | None = None
 
 
 def first_complaint(error: ValidationError) -> tuple[str, str | None]:

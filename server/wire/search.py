@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from server.wire.common import Closed
+from server.wire.common import Closed, RankingOptions
 
 #: Each query is embedded and looked up on its own; more of them than this is no search but a job.
 MAX_QUERIES = 16
@@ -15,15 +15,9 @@ QueryText = Annotated[str, Field(min_length=1)]
 
 def _listed(query: object) -> object:
     # Not a union: pydantic would complain about each of its branches, and the first is the wrong one.
+    if query == "":
+        raise ValueError("must not be empty")
     return [query] if isinstance(query, str) else query
-
-
-class SearchRankingOptions(Closed):
-    """`ranker` is accepted for OpenAI's clients and has one meaning here."""
-
-    ranker: str | None = None
-    score_threshold: float | None = Field(None, ge=0, le=1)
-    hybrid_search: dict[str, Any] | None = None
 
 
 class SearchRequest(Closed):
@@ -36,5 +30,5 @@ class SearchRequest(Closed):
     ]
     max_num_results: int = Field(10, ge=1, le=50)
     filters: dict[str, Any] | None = None
-    ranking_options: SearchRankingOptions | None = None
+    ranking_options: RankingOptions | None = None
     rewrite_query: bool | None = None

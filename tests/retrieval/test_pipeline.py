@@ -16,7 +16,15 @@ from retrieval.errors import DeadlineExceeded, EmbedderError, StoreUnavailable
 from retrieval.lexical import LexicalIndex, LexicalWriter
 from retrieval.pipeline import FusionSettings, Retriever
 from retrieval.trace import Trace
-from retrieval.types import Hit, Passage, Query, Retrieval, WeightedText
+from retrieval.types import (
+    Candidate,
+    FusionWeights,
+    Hit,
+    Passage,
+    Query,
+    Retrieval,
+    WeightedText,
+)
 
 TEXTS = ("The quagga was a zebra.", "Green tea is steeped.", "A zebra crossing has stripes.")
 
@@ -118,6 +126,31 @@ async def test_as_many_candidates_as_are_asked_for(lexical: LexicalIndex) -> Non
     await retriever.retrieve(query("zebra", "a", number=1), Trace())
     await retriever.retrieve(query("zebra", "a", number=50), Trace())
     assert dense.asked == [2, 50]
+
+
+@pytest.mark.anyio
+async def test_a_query_s_own_weights(lexical: LexicalIndex) -> None:
+    retriever = Retriever(Letters(), Brute({"a": passages("a")}), lexical)
+
+    async def candidates(weights: FusionWeights) -> tuple[Candidate, ...]:
+        asked = Query("crossing quagga", ("a",), 4, weights=weights)
+        return (await retriever.retrieve(asked, Trace())).candidates
+
+    dense = await candidates(FusionWeights(1.0, 0.0))
+    assert [c.score for c in dense] == [c.scores["search"] for c in dense]
+    assert [c.score for c in dense] == sorted((c.score for c in dense), reverse=True)
+    keywords = await candidates(FusionWeights(0.0, 1.0))
+    assert {c.passage.text for c in keywords} == {TEXTS[0], TEXTS[2]}
+    assert {c.passage.text for c in dense} == set(TEXTS)
+
+
+@pytest.mark.anyio
+async def test_a_cosine_below_0_is_a_score_of_0(lexical: LexicalIndex) -> None:
+    opposite = Hit(passages("a")[0].id, -0.5)
+    settings = FusionSettings(lexical_weight=0)
+    retriever = Retriever(Letters(), Brute({}, extra=[opposite]), lexical, settings)
+    result = await retriever.retrieve(query("zebra", "a"), Trace())
+    assert [c.score for c in result.candidates] == [0.0]
 
 
 class Broken(Brute):

@@ -6,7 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import anyio
@@ -35,11 +35,16 @@ class Silent:
         raise AssertionError
 
 
+def request(running: Running, **fields: Any) -> AbstractContextManager[socket.socket]:
+    """A chat request on its way, over a connection that is cut at the end."""
+    return send(running, ROUTE, chat(**fields))
+
+
 @contextmanager
-def request(running: Running, **fields: Any) -> Iterator[socket.socket]:
-    """A request on its way, over a connection that is cut at the end."""
-    body = json.dumps(chat(**fields)).encode()
-    head = f"POST {ROUTE} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+def send(running: Running, path: str, payload: dict[str, Any]) -> Iterator[socket.socket]:
+    """Any request on its way, over a connection that is cut at the end."""
+    body = json.dumps(payload).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     with socket.create_connection(("127.0.0.1", running.port), timeout=30) as sock:
         sock.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         yield sock

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
-from tests.server.api.bench import QUESTION, Bench, Running
+from retrieval.embed.base import Vectors
+from retrieval.errors import StoreUnavailable
+from retrieval.types import Hit
+from tests.server.api.bench import QUESTION, Bench, Running, eventually
+from tests.server.api.test_bad_input import error_of
+from tests.server.api.test_faults import chroma_pid, frozen
+from tests.server.api.test_leaving import Silent, send
 from tests.server.api.test_openai_sdk import sync_client
+
+ROUTE = "/v1/vector_stores/{vector_store_id}/search"
 
 
 def docs_id(bench: Bench) -> str:
@@ -68,13 +77,21 @@ def test_an_empty_store_gives_an_empty_page(shared: Running) -> None:
         ({"filters": {"type": "eq", "key": "a", "value": "b"}}, "filters"),
         ({"rewrite_query": True}, "rewrite_query"),
         (
-            {"ranking_options": {"hybrid_search": {"embedding_weight": 1, "text_weight": 1}}},
+            {"ranking_options": {"hybrid_search": {"embedding_weight": 0, "text_weight": 0}}},
             "ranking_options.hybrid_search",
+        ),
+        (
+            {"ranking_options": {"hybrid_search": {"embedding_weight": -1, "text_weight": 1}}},
+            "ranking_options.hybrid_search.embedding_weight",
+        ),
+        (
+            {"ranking_options": {"hybrid_search": {"embedding_weight": 1}}},
+            "ranking_options.hybrid_search.text_weight",
         ),
         ({"ranking_options": {"score_threshold": 1.5}}, "ranking_options.score_threshold"),
         ({"max_num_results": 0}, "max_num_results"),
         ({"max_num_results": 51}, "max_num_results"),
-        ({"query": ""}, "query.0"),
+        ({"query": ""}, "query"),
         ({"query": 5}, "query"),
         ({"query": []}, "query"),
         ({"query": ["x"] * 17}, "query"),
@@ -88,6 +105,36 @@ def test_what_is_refused_names_its_field(
     response = shared.client.post("/v1/vector_stores/docs/search", json={"query": "x", **fields})
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
+
+
+def hybrid(dense: float, text: float) -> dict[str, Any]:
+    return {"hybrid_search": {"embedding_weight": dense, "text_weight": text}}
+
+
+def test_the_request_weighs_the_rankings(shared: Running, bench: Bench) -> None:
+    store = docs_id(bench)
+
+    def found(question: str, dense: float, text: float) -> list[tuple[str, float]]:
+        with sync_client(shared) as client:
+            page = client.vector_stores.search(
+                store, query=question, ranking_options=hybrid(dense, text)
+            )
+        return [(one.filename, one.score) for one in page.data]
+
+    # Only the keyword ranking leaves out what has no word of the query.
+    assert [name for name, _ in found("clause", 0, 2)] == ["forgery.txt"]
+    dense = found("clause", 1, 0)
+    assert len(dense) == 4
+    # Only the ratio of the two counts, whatever their size.
+    both = found("clause", 3, 2)
+    assert both != dense
+    assert both == found("clause", 3e300, 2e300) == found("clause", 1.5e-323, 1e-323)
+
+
+def test_chat_weighs_the_rankings_too(shared: Running) -> None:
+    answer = shared.ask("clause", rag={"ranking_options": hybrid(0, 1)}).json()
+    (page,) = answer["rag"]["search_results"]
+    assert [row["filename"] for row in page["data"]] == ["forgery.txt"]
 
 
 def test_a_filter_says_that_it_comes_later(shared: Running) -> None:
@@ -132,3 +179,58 @@ def test_it_is_admitted_and_counted(served: Running) -> None:
     assert count == 1
     assert served.metric("stage_duration_seconds_count", stage="embed", outcome="ok") == 1
     assert served.metric("requests_in_flight", route=route) == 0
+
+
+def search(running: Running) -> httpx.Response:
+    return running.client.post("/v1/vector_stores/docs/search", json={"query": QUESTION})
+
+
+def test_a_store_of_another_embedder_is_a_conflict(bench: Bench) -> None:
+    store = bench.run(bench.services.catalog.create_store("local", "foreign"))
+    bench.run(bench.services.catalog.bind_embedder(store.id, "another-model", 768))
+    with bench.serve() as running:
+        response = running.client.post("/v1/vector_stores/foreign/search", json={"query": "x"})
+    assert response.status_code == 409
+    assert error_of(response)["code"] == "embedder_conflict"
+    assert "another-model" in error_of(response)["message"]
+    assert response.headers["x-should-retry"] == "false"
+    bench.run(bench.services.catalog.delete_store(store.id))
+
+
+def test_chroma_that_does_not_answer_in_time(bench: Bench) -> None:
+    with bench.serve(retrieval_timeout_seconds=0.2) as running, frozen(chroma_pid(bench)):
+        response = search(running)
+        assert (response.status_code, error_of(response)["code"]) == (503, "retrieval_timeout")
+        assert response.headers["retry-after"]
+        labels = {"route": ROUTE, "outcome": "error", "grounded": "false"}
+        assert running.metric("request_duration_seconds_count", **labels) == 1
+
+
+class Down:
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        raise StoreUnavailable("Chroma does not answer")
+
+
+def test_chroma_that_is_down(bench: Bench) -> None:
+    with bench.serve(dense=Down()) as running:
+        response = search(running)
+        assert (response.status_code, error_of(response)["code"]) == (503, "store_unavailable")
+        assert response.headers["retry-after"]
+
+
+def test_past_the_request_s_deadline(bench: Bench) -> None:
+    with bench.serve(dense=Silent(), request_timeout_seconds=0.2) as running:
+        response = search(running)
+        assert (response.status_code, error_of(response)["code"]) == (504, "request_timeout")
+        eventually(lambda: running.metric("requests_in_flight", route=ROUTE) == 0)
+
+
+def test_a_client_that_leaves_ends_the_search(bench: Bench) -> None:
+    silent = Silent()
+    with bench.serve(dense=silent) as running:
+        with send(running, "/v1/vector_stores/docs/search", {"query": QUESTION}):
+            eventually(lambda: silent.asked)
+        eventually(lambda: running.metric("requests_in_flight", route=ROUTE) == 0)
+        assert running.metric("requests_aborted_total", route=ROUTE) == 1
+        labels = {"route": ROUTE, "outcome": "cancelled", "grounded": "false"}
+        assert running.metric("request_duration_seconds_count", **labels) == 1
