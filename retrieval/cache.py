@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -103,6 +103,12 @@ class Cache(Generic[K, V]):
         self._looked_up("hit")
         return entry.value
 
+    def find(self, keys: Iterable[K]) -> V | None:
+        """The value of the first of these keys that is there; one look-up, a hit or a miss."""
+        entry = next((entry for key in keys if (entry := self._fresh(key)) is not None), None)
+        self._looked_up("miss" if entry is None else "hit")
+        return None if entry is None else entry.value
+
     async def get(self, key: K, load: Callable[[], Awaitable[V]]) -> Found[V]:
         """The value of `key`, loaded if it is not there.
 
@@ -123,12 +129,6 @@ class Cache(Generic[K, V]):
         self._looked_up(outcome)
         return Found(await self._wait(key, flight), outcome)
 
-    def put(self, key: K, value: V) -> None:
-        """Keep a value that was loaded elsewhere, and count the miss that made it necessary."""
-        if self.on:
-            self._looked_up("miss")
-            self._keep(key, value)
-
     async def _wait(self, key: K, flight: _Flight[V]) -> V:
         flight.waiters += 1
         try:
@@ -148,7 +148,7 @@ class Cache(Generic[K, V]):
     async def _load(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
         try:
             value = await load()
-            self._keep(key, value)
+            self.keep(key, value)
             return value
         finally:
             flight = self._flights.get(key)
@@ -166,7 +166,8 @@ class Cache(Generic[K, V]):
         self._entries.move_to_end(key)
         return entry
 
-    def _keep(self, key: K, value: V) -> None:
+    def keep(self, key: K, value: V) -> None:
+        """Keep a value, if the bounds let it in; the least recently used make way."""
         bounds, size = self._bounds, self._size_bytes(key, value)
         if size > bounds.max_bytes or not self._keeps(value):
             return

@@ -21,6 +21,7 @@ def pack(
     `costs_tokens[i]` is what candidate i costs as it will be rendered; `frame_tokens` is what the block
     around the sources costs once. A passage that does not fit is passed over and a smaller one after it
     may still go in. An identical text is packed once. Nothing is ever cut short: a source is whole or absent.
+    A cost of 0 is a source that the prompt holds already: it counts, and always fits.
     """
     sources: list[Candidate] = []
     dropped: list[Drop] = []
@@ -34,7 +35,7 @@ def pack(
             dropped.append(Drop(candidate, "duplicate"))
         elif len(sources) == max_sources:
             dropped.append(Drop(candidate, "over_limit"))
-        elif spent + cost > budget_tokens:
+        elif cost and spent + cost > budget_tokens:
             dropped.append(Drop(candidate, "over_budget"))
         else:
             sources.append(candidate)

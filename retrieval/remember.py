@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from retrieval.cache import Cache, Found
@@ -79,6 +79,11 @@ class CachedRetriever:
         self._stamps = stamps
         self._cache = cache
 
+    def state(self, store_ids: Sequence[str]) -> tuple[Hashable, ...] | None:
+        """What moves when the visible text of one of these stores moves; None where one has no index."""
+        stamps = tuple(self._stamps.stamp(store_id) for store_id in store_ids)
+        return None if None in stamps else stamps
+
     async def retrieve(
         self,
         query: Query,
@@ -92,8 +97,8 @@ class CachedRetriever:
         A hit adds no stages to the trace, and neither does waiting for a search that another one began: it
         says `retrieval` in `trace.cached`. The deadline is each caller's own in both. Raises RetrievalError.
         """
-        stamps = tuple(self._stamps.stamp(store_id) for store_id in query.store_ids)
-        if None in stamps:
+        stamps = self.state(query.store_ids)
+        if stamps is None:
             return await self._retriever.retrieve(query, trace, timeout_seconds=timeout_seconds)
 
         async def load() -> Retrieval:

@@ -28,6 +28,11 @@ class Passage:
         return passage_id(self.file_id, self.content_hash, self.chunk)
 
     @property
+    def place(self) -> tuple[str, str, str, int]:
+        """Where it stands among all passages: files by name, and a file's passages in its own order."""
+        return (self.filename, self.file_id, self.content_hash, self.chunk)
+
+    @property
     def label(self) -> str:
         """What a reader sees as the source's name: the file, and the page where there is one."""
         return f"{self.filename}, p. {self.page}" if self.page is not None else self.filename

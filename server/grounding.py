@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,10 +14,11 @@ from retrieval.errors import DeadlineExceeded, RetrievalError
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
-from retrieval.types import Context, Passage, Query, Retrieval
+from retrieval.types import Drop, Passage, Query, Retrieval
 from server import weave
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
+from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
 from server.engine.base import Engine, EngineRejected, Events
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject, render_block, render_source
@@ -45,6 +46,7 @@ class GroundingSettings:
     defaults: Defaults
     min_similarity: float
     timeout_seconds: float
+    sticky_context_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,36 @@ class Prepared:
         return self.receipt.status != "off"
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A request with its conversation's earlier sources, and how many prompt tokens are free for more."""
+
+    body: dict[str, Any]
+    tokens: int
+    earlier: Blocks = ()
+
+    def replayed(self, receipt: Receipt, trace: Trace) -> Receipt:
+        """The receipt of a question for which nothing was found yet."""
+        if not self.earlier:
+            return receipt
+        trace.cached.append("conversation")
+        tokens, sources = tokens_of(self.earlier), sources_of(self.earlier)
+        return replace(receipt, sources=sources, found=(), context_tokens=tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a question gets: its block, unless all it found stands in the prompt already; `found` as in Receipt."""
+
+    block: Block | None
+    found: tuple[int, ...]
+    dropped: tuple[Drop, ...]
+
+    @property
+    def over_budget(self) -> bool:
+        return any(drop.reason == "over_budget" for drop in self.dropped)
+
+
 class Grounding:
     """Plans, retrieves, packs and injects; then hands to the engine and weaves what comes back."""
 
@@ -73,12 +105,14 @@ class Grounding:
         engine: Engine,
         retriever: CachedRetriever,
         catalog: Catalog,
+        conversations: Conversations,
         settings: GroundingSettings,
         embedder: str,
     ) -> None:
         self._engine = engine
         self._retriever = retriever
         self._catalog = catalog
+        self._conversations = conversations
         self._settings = settings
         self._embedder = embedder
         self._breaker = Breaker(engine.special_tokens)
@@ -147,35 +181,68 @@ class Grounding:
             return replace(receipt, reason="no_store"), body
         if not planned.question:
             return replace(receipt, reason="empty_query"), body
-        counting = asyncio.ensure_future(self._room(planned, body))
+        scope = self._state(planned, stores)
+        earlier: Blocks = ()
+        if planned.sticky and scope is not None and planned.question_index:
+            earlier = self._conversations.recall(scope, body["messages"], planned.question_index)
+        counting = asyncio.ensure_future(self._fit(planned, body, earlier))
         try:
             retrieval = await self._retrieve(planned, stores, trace)
         except RetrievalError as error:
+            receipt = self._degraded(planned, receipt, error)
+            room = await counting
+            return room.replayed(receipt, trace), room.body
+        else:
+            room = await counting
+        finally:
             counting.cancel()
-            return self._degraded(planned, receipt, error), body
-        except BaseException:
-            counting.cancel()
-            raise
-        room = await counting
-        if not retrieval.candidates:
-            return replace(receipt, reason="no_hits"), body
-        best = retrieval.best_similarity
-        if best is not None and best < self._settings.min_similarity:
-            return replace(receipt, reason="below_similarity"), body
+        if reason := self._miss(retrieval):
+            return room.replayed(replace(receipt, reason=reason), trace), room.body
         with trace.stage("pack"):
             # Tokenizing takes milliseconds that the other streams should not wait for.
-            context, rendered = await asyncio.to_thread(self._pack, planned, retrieval, room)
-        receipt = replace(receipt, dropped=context.dropped)
-        if not context.sources:
-            low = all(drop.reason == "below_threshold" for drop in context.dropped)
-            return replace(receipt, reason="below_threshold" if low else "no_room"), body
-        with trace.stage("inject"):
-            assert planned.question_index is not None
-            messages = inject(body["messages"], planned.question_index, render_block(rendered))
+            packed = await asyncio.to_thread(self._pack, planned, retrieval, room)
+            if room.earlier and packed.over_budget:
+                # Earlier sources may stay as long as this question's own lose nothing by it.
+                alone = await self._fit(planned, body, ())
+                anew = await asyncio.to_thread(self._pack, planned, retrieval, alone)
+                if len(anew.found) > len(packed.found):
+                    room, packed = alone, anew
+        receipt = room.replayed(replace(receipt, dropped=packed.dropped), trace)
+        if not packed.found:
+            low = all(drop.reason == "below_threshold" for drop in packed.dropped)
+            return replace(receipt, reason="below_threshold" if low else "no_room"), room.body
+        blocks = room.earlier if packed.block is None else (*room.earlier, packed.block)
         receipt = replace(
-            receipt, status="hit", sources=context.sources, context_tokens=context.tokens
+            receipt,
+            status="hit",
+            sources=sources_of(blocks),
+            found=packed.found,
+            context_tokens=tokens_of(blocks),
         )
-        return receipt, {**body, "messages": messages}
+        if packed.block is None:
+            return receipt, room.body
+        with trace.stage("inject"):
+            messages = inject(room.body["messages"], packed.block.index, packed.block.text)
+        if planned.sticky and scope is not None:
+            self._conversations.remember(scope, body["messages"], packed.block.index, blocks)
+        return receipt, {**room.body, "messages": messages}
+
+    def _state(self, planned: Plan, stores: tuple[Store, ...]) -> Hashable | None:
+        """What a conversation's earlier sources depend on beside its messages; None: not to be remembered."""
+        state = self._retriever.state([store.id for store in stores])
+        if state is None:
+            return None
+        of_stores = tuple((store.tenant, store.id, store.version) for store in stores)
+        return (planned.engine_model, of_stores, state)
+
+    def _miss(self, retrieval: Retrieval) -> str | None:
+        """Why nothing that was found is good enough; None if something is."""
+        if not retrieval.candidates:
+            return "no_hits"
+        best = retrieval.best_similarity
+        if best is not None and best < self._settings.min_similarity:
+            return "below_similarity"
+        return None
 
     async def _retrieve(self, planned: Plan, stores: tuple[Store, ...], trace: Trace) -> Retrieval:
         for store in stores:
@@ -202,31 +269,53 @@ class Grounding:
         reason = "timeout" if isinstance(error, DeadlineExceeded) else "unavailable"
         return replace(receipt, status="degraded", reason=reason)
 
-    async def _room(self, planned: Plan, body: Mapping[str, Any]) -> int:
+    async def _fit(self, planned: Plan, body: dict[str, Any], earlier: Blocks) -> Room:
+        """The request with the conversation's earlier sources, if they fit, and what is free beside them."""
+        if earlier and tokens_of(earlier) <= self._settings.sticky_context_tokens:
+            replayed = {**body, "messages": replay(body["messages"], earlier)}
+            free = await self._free(planned, replayed)
+            if free is not None and free >= 0:
+                return Room(replayed, min(free, planned.max_context_tokens), earlier)
+        free = await self._free(planned, body)
+        return Room(body, min(free or 0, planned.max_context_tokens))
+
+    async def _free(self, planned: Plan, body: Mapping[str, Any]) -> int | None:
         """Prompt tokens free for sources: never so many that the client's answer gets shorter."""
         try:
             prompt = await self._engine.count_tokens(body)
         except EngineRejected:
-            return 0  # the engine will say what is wrong with the request, in its own words
-        free = self._engine.max_model_len - prompt - planned.answer_tokens
-        return min(free, planned.max_context_tokens)
+            return None  # the engine will say what is wrong with the request, in its own words
+        return self._engine.max_model_len - prompt - planned.answer_tokens
 
-    def _pack(self, planned: Plan, retrieval: Retrieval, room: int) -> tuple[Context, list[str]]:
+    def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
         # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
         candidates = retrieval.candidates[: 2 * planned.top_k + SPARE_CANDIDATES]
+        known = {c.passage.id: index for index, c in enumerate(sources_of(room.earlier))}
+        fresh = [c.passage for c in candidates if c.passage.id not in known]
         # The number's own width changes nothing that matters: two digits cost what one does, or one more.
-        drafts = [render_source(c.passage, 10 + i, self._breaker) for i, c in enumerate(candidates)]
-        *costs, frame = self._engine.count_text([*drafts, render_block([])])
+        drafts = [render_source(passage, 10 + i, self._breaker) for i, passage in enumerate(fresh)]
+        *counts, frame = self._engine.count_text([*drafts, render_block([])])
+        costs = {p.id: count + SEAM_TOKENS for p, count in zip(fresh, counts, strict=True)}
         context = pack(
             candidates,
-            [cost + SEAM_TOKENS for cost in costs],
-            budget_tokens=room,
+            [costs.get(c.passage.id, 0) for c in candidates],
+            budget_tokens=room.tokens,
             frame_tokens=frame + SEAM_TOKENS,
             max_sources=planned.top_k,
             score_threshold=planned.score_threshold,
         )
-        sources = enumerate(context.sources, start=1)
-        return context, [render_source(c.passage, number, self._breaker) for number, c in sources]
+        # By place and not by score: the same set is the same prompt, which the engine may have seen before.
+        new = sorted(
+            (c for c in context.sources if c.passage.id not in known), key=lambda c: c.passage.place
+        )
+        numbers = {**known, **{c.passage.id: i for i, c in enumerate(new, start=len(known))}}
+        found = tuple(numbers[c.passage.id] for c in context.sources)
+        if not new:
+            return Packed(None, found, context.dropped)
+        rendered = [render_source(c.passage, numbers[c.passage.id] + 1, self._breaker) for c in new]
+        assert planned.question_index is not None
+        block = Block(planned.question_index, render_block(rendered), tuple(new), context.tokens)
+        return Packed(block, found, context.dropped)
 
     async def complete(self, prepared: Prepared) -> bytes | dict[str, Any]:
         """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""

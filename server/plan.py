@@ -59,6 +59,7 @@ class Defaults:
     answer_reserve_tokens: int
     on_error: Literal["skip", "fail"]
     media_domains: tuple[str, ...] = ()
+    sticky: bool = False
     followup: FollowUpWeights = field(default_factory=FollowUpWeights)
 
 
@@ -88,6 +89,7 @@ class Plan:
     on_empty: Literal["answer", "refuse"]
     include_text: bool
     footer: bool
+    sticky: bool
     chosen_in: str | None
 
     @property
@@ -134,6 +136,7 @@ def plan(
         on_empty=rag.on_empty or "answer",
         include_text=bool(rag.include_text),
         footer=bool(rag.footer),
+        sticky=defaults.sticky if rag.sticky is None else rag.sticky,
         chosen_in=chosen_in,
     )
 

@@ -31,8 +31,10 @@ class Receipt:
     """Why an answer saw what it saw.
 
     `reason` explains a status other than hit (`no_room`, `below_similarity`, `no_hits`, `empty_query`,
-    `no_store`, `timeout`, `unavailable`). `also` is what was searched beside the question; `link` makes a
-    passage's absolute URL; `cached` says what came out of a cache (`embedding`, `retrieval`).
+    `no_store`, `timeout`, `unavailable`). `sources` is all that the prompt holds, in the order of its numbers;
+    `found` indexes those that this question found, best first (None: all, as they are). `also` is what was
+    searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
+    (`embedding`, `retrieval`, `conversation`).
     """
 
     status: Status
@@ -41,11 +43,17 @@ class Receipt:
     question: str = ""
     also: tuple[str, ...] = ()
     sources: tuple[Candidate, ...] = ()
+    found: tuple[int, ...] | None = None
     dropped: tuple[Drop, ...] = ()
     context_tokens: int = 0
     include_text: bool = False
     footer: bool = False
     cached: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> tuple[int, ...]:
+        """Indexes of the sources that this question found, best first."""
+        return tuple(range(len(self.sources))) if self.found is None else self.found
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +81,13 @@ def find_citations(text: str, sources: int) -> list[Citation]:
 def annotate(receipt: Receipt, text: str) -> tuple[list[dict[str, Any]], bool]:
     """OpenAI's `url_citation` annotations of an answer, and whether the text itself cites anything.
 
-    A text that cites nothing still gets its packed sources, at start = end = len(text).
+    A text that cites nothing still gets the sources that its question found, at start = end = len(text).
     """
     citations = find_citations(text, len(receipt.sources))
     cited = bool(citations)
     if not cited:
         end = len(text)
-        citations = [Citation(end, end, index) for index in range(len(receipt.sources))]
+        citations = [Citation(end, end, index) for index in receipt.shown]
     return [_annotation(receipt, citation) for citation in citations], cited
 
 
@@ -105,7 +113,12 @@ def rag_field(
         field["reason"] = receipt.reason
     queries = [receipt.question, *receipt.also]
     field["search_results"] = [
-        search_page(queries, receipt.sources, include_text=receipt.include_text)
+        search_page(
+            queries,
+            [receipt.sources[index] for index in receipt.shown],
+            include_text=receipt.include_text,
+            numbers=[index + 1 for index in receipt.shown],
+        )
     ]
     if cited is not None:
         field["cited"] = cited
@@ -116,13 +129,23 @@ def rag_field(
 
 
 def search_page(
-    queries: Sequence[str], found: Sequence[Candidate], *, include_text: bool
+    queries: Sequence[str],
+    found: Sequence[Candidate],
+    *,
+    include_text: bool,
+    numbers: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """OpenAI's page of search results, best first; without `include_text` the contents stay empty."""
+    """OpenAI's page of search results, best first; without `include_text` the contents stay empty.
+
+    `numbers`, if given, are those that the results have in the prompt: `[3]` cites the one with `number` 3.
+    """
+    data = [_result(candidate, include_text) for candidate in found]
+    for result, number in zip(data, numbers, strict=False):
+        result["number"] = number
     return {
         "object": "vector_store.search_results.page",
         "search_query": list(queries),
-        "data": [_result(candidate, include_text) for candidate in found],
+        "data": data,
         "has_more": False,
         "next_page": None,
     }
@@ -145,14 +168,15 @@ def _result(candidate: Candidate, include_text: bool) -> dict[str, Any]:
     }
 
 
-def footer(receipt: Receipt) -> str:
-    """A sources list as text, for clients that show neither annotations nor headers."""
+def footer(receipt: Receipt, text: str) -> str:
+    """A list of what this question found or `text` cites, for clients that show neither annotations nor headers."""
     if not (receipt.footer and receipt.sources):
         return ""
-    lines = [
-        f"[{number}] {candidate.passage.label}: {receipt.link(candidate.passage)}"
-        for number, candidate in enumerate(receipt.sources, start=1)
-    ]
+    cited = {citation.source for citation in find_citations(text, len(receipt.sources))}
+    passages = [(i, receipt.sources[i].passage) for i in sorted(cited.union(receipt.shown))]
+    lines = [f"[{i + 1}] {passage.label}: {receipt.link(passage)}" for i, passage in passages]
+    if not lines:
+        return ""
     return "\n\nSources:\n" + "\n".join(lines)
 
 
@@ -160,7 +184,8 @@ def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]
     """`x-rag-status`, `x-rag-sources`, `x-rag-cached` and `Server-Timing`; ASCII only."""
     out: dict[str, str] = {"x-rag-status": receipt.status}
     if receipt.sources:
-        out["x-rag-sources"] = _source_list([c.passage.file_id for c in receipt.sources])
+        found = [receipt.sources[index] for index in receipt.shown]
+        out["x-rag-sources"] = _source_list([c.passage.file_id for c in (*found, *receipt.sources)])
     if receipt.cached:
         out["x-rag-cached"] = ",".join(receipt.cached)
     return {**out, **server_timing(timings_ms)}

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from retrieval.cache import Bounds, Cache
-from retrieval.embed import QueryBatcher, WholeTexts
+from retrieval.embed import QueryBatcher
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import (
     DenseSearch,
@@ -23,6 +23,7 @@ from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
+from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead, EngineRejected
 from server.grounding import Grounding, GroundingSettings
@@ -31,12 +32,13 @@ from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
 from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
-from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
 
 #: How often the engine is asked whether it lives; vLLM tells nobody by itself.
 HEALTH_SECONDS = 0.5
+#: Turns that are remembered; the bytes are the tighter bound.
+MAX_CONVERSATIONS = 100_000
 Progress = Callable[[str], None]
 
 
@@ -47,8 +49,6 @@ class Services:
     settings: Settings
     engine: Engine
     retriever: CachedRetriever
-    texts: WholeTexts
-    vocabulary: Vocabulary
     vectors: VectorStore
     lexical: LexicalIndex
     catalog: Catalog
@@ -89,10 +89,6 @@ async def open_services(
         )
         progress(f"loading the embedder {settings.embedder}")
         embedder = await asyncio.to_thread(open_embedder, settings, progress)
-        check_name(embedder.name)
-        vocabulary = await asyncio.to_thread(load_vocabulary)
-        texts = WholeTexts(embedder)
-        stack.push_async_callback(texts.close)
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
@@ -106,12 +102,17 @@ async def open_services(
             settings=settings,
             engine=engine,
             retriever=retriever,
-            texts=texts,
-            vocabulary=vocabulary,
             vectors=handle.store,
             lexical=lexical,
             catalog=catalog,
-            grounding=Grounding(engine, retriever, catalog, _grounding(settings), embedder.name),
+            grounding=Grounding(
+                engine,
+                retriever,
+                catalog,
+                conversations(settings, metrics),
+                _grounding(settings),
+                embedder.name,
+            ),
             models=Models(
                 chat=tuple(card.id for card in await engine.models()),
                 embedder=embedder.name,
@@ -257,6 +258,12 @@ def cached_retriever(
     return CachedRetriever(retriever, lexical, cache)
 
 
+def conversations(settings: Settings, metrics: Metrics) -> Conversations:
+    """The memory of what each conversation was given."""
+    bounds = Bounds(MAX_CONVERSATIONS, settings.cache_bytes, settings.cache_ttl_seconds)
+    return Conversations(Cache(bounds, blocks_bytes, observer=CacheCounts(metrics, "conversation")))
+
+
 def _grounding(settings: Settings) -> GroundingSettings:
     return GroundingSettings(
         defaults=Defaults(
@@ -266,8 +273,10 @@ def _grounding(settings: Settings) -> GroundingSettings:
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
             media_domains=tuple(settings.allowed_media_domains),
+            sticky=settings.sticky,
             followup=followup_weights(settings),
         ),
         min_similarity=settings.min_similarity,
         timeout_seconds=settings.retrieval_timeout_seconds,
+        sticky_context_tokens=settings.sticky_context_tokens,
     )

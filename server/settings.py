@@ -220,11 +220,18 @@ class Settings(BaseSettings):
     retrieval_cache_entries: int = Field(
         1024, ge=0, description="Retrievals that are remembered; 0: none."
     )
-    cache_bytes: int = Field(
-        32 * 2**20, ge=0, description="Most memory of each of these two caches, about."
-    )
+    cache_bytes: int = Field(32 * 2**20, ge=0, description="Most memory of each cache, about.")
     cache_ttl_seconds: float = Field(
         600.0, gt=0, description="How long anything is remembered in a cache."
+    )
+    sticky: bool = Field(
+        True,
+        description="A conversation's prompt keeps its earlier turns' sources, as the engine's prefix cache does.",
+    )
+    sticky_context_tokens: int = Field(
+        6144,
+        ge=0,
+        description="Most prompt tokens of sources from earlier turns; more: they are let go.",
     )
     on_error: Literal["skip", "fail"] = Field(
         "skip", description="When retrieval fails: answer without context, or 503."

@@ -61,12 +61,11 @@ def weave(
         message["annotations"] = []
         if _is_tool_call(message.get("tool_calls"), choice.get("finish_reason")):
             continue
-        message["annotations"], choice_cited = receipts.annotate(
-            receipt, message.get("content") or ""
-        )
+        text = message.get("content") or ""
+        message["annotations"], choice_cited = receipts.annotate(receipt, text)
         cited = cited or choice_cited
-        if tail := receipts.footer(receipt):
-            message["content"] = (message.get("content") or "") + tail
+        if tail := receipts.footer(receipt, text):
+            message["content"] = text + tail
     answer["rag"] = receipts.rag_field(receipt, timings_ms, cited=cited)
     return answer
 
@@ -198,7 +197,7 @@ class Weaver:
         text = "".join(self._texts[index])
         out = b""
         found, _ = receipts.annotate(self._receipt, text)
-        if tail := receipts.footer(self._receipt):
+        if tail := receipts.footer(self._receipt, text):
             out += self._chunk(index, {"content": tail})
         if not found:
             return out

@@ -23,6 +23,7 @@ class RagOptions(Closed):
     on_error: Literal["skip", "fail"] | None = None
     on_empty: Literal["answer", "refuse"] | None = None
     footer: bool | None = None
+    sticky: bool | None = None
 
 
 class FileSearchTool(Closed):

@@ -29,6 +29,13 @@ def reasons(context: Context) -> list[tuple[int, str]]:
     return [(drop.candidate.passage.chunk, drop.reason) for drop in context.dropped]
 
 
+def test_what_the_prompt_holds_already_always_fits() -> None:
+    candidates = [candidate(i) for i in range(3)]
+    context = packed(candidates, [0, 50, 0], budget_tokens=5)
+    assert chunks(context) == [0, 2]
+    assert reasons(context) == [(1, "over_budget")]
+
+
 def test_best_first_until_the_number_is_reached() -> None:
     context = packed([candidate(i) for i in range(6)], [10] * 6)
     assert chunks(context) == [0, 1, 2, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -124,11 +125,27 @@ def test_a_miss_says_why_and_a_stream_does_not_know_cited() -> None:
 
 
 def test_the_footer_is_opt_in() -> None:
-    assert receipts.footer(receipt()) == ""
-    assert receipts.footer(Receipt("miss", link, footer=True)) == ""
-    tail = receipts.footer(receipt(2, footer=True))
+    assert receipts.footer(receipt(), "") == ""
+    assert receipts.footer(Receipt("miss", link, footer=True), "") == ""
+    tail = receipts.footer(receipt(2, footer=True), "")
     assert tail.startswith("\n\nSources:\n[1] f1.md: http://host/")
     assert tail.count("\n[") == 2
+
+
+def test_sources_of_earlier_turns_are_shown_where_the_text_cites_them() -> None:
+    made = receipt(3, found=(2,), footer=True)
+    field = receipts.rag_field(made, {})["search_results"][0]["data"]
+    assert [(row["file_id"], row["number"]) for row in field] == [("file-3", 3)]
+    annotations, cited = receipts.annotate(made, "nothing cited")
+    assert [a["url_citation"]["title"] for a in annotations] == ["f3.md"]
+    assert not cited
+    annotations, cited = receipts.annotate(made, "as said [1]")
+    assert [a["url_citation"]["title"] for a in annotations] == ["f1.md"]
+    assert cited
+    assert re.findall(r"\n\[(\d)\]", receipts.footer(made, "nothing cited")) == ["3"]
+    assert re.findall(r"\n\[(\d)\]", receipts.footer(made, "as said [1]")) == ["1", "3"]
+    assert receipts.headers(made, {})["x-rag-sources"] == "file-3,file-1,file-2"
+    assert receipts.footer(receipt(3, found=(), footer=True), "nothing cited") == ""
 
 
 def test_headers() -> None:

@@ -122,7 +122,7 @@ def test_the_request_weighs_the_rankings(shared: Running, bench: Bench) -> None:
         return [(one.filename, one.score) for one in page.data]
 
     # Only the keyword ranking leaves out what has no word of the query.
-    assert [name for name, _ in found("clause", 0, 2)] == ["forgery.txt"]
+    assert [name for name, _ in found("clause", 0, 2)] == ["quibble.txt"]
     dense = found("clause", 1, 0)
     assert len(dense) == 4
     # Only the ratio of the two counts, whatever their size.
@@ -134,7 +134,7 @@ def test_the_request_weighs_the_rankings(shared: Running, bench: Bench) -> None:
 def test_chat_weighs_the_rankings_too(shared: Running) -> None:
     answer = shared.ask("clause", rag={"ranking_options": hybrid(0, 1)}).json()
     (page,) = answer["rag"]["search_results"]
-    assert [row["filename"] for row in page["data"]] == ["forgery.txt"]
+    assert [row["filename"] for row in page["data"]] == ["quibble.txt"]
 
 
 def test_a_filter_says_that_it_comes_later(shared: Running) -> None:
