@@ -33,6 +33,8 @@ from bench.scenarios import (
     stages,
 )
 
+#: Names that the tables have already.
+OURS = ("Groundwire", "bare vLLM", "bare")
 TRIAL = ROOT / "build" / "bench"
 #: Those that need no pair of servers come first: an idle engine still takes memory and some cycles.
 SCENARIOS = (
@@ -85,7 +87,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.rounds, options.chunks, options.tokens = min(options.rounds, 2), 300, 8
     if options.rounds < 2:
         parser.error("--rounds: an interval needs two or more")
-    if unknown := {name for name, _ in options.vs_model} - {name for name, _ in options.vs}:
+    others = [name for name, _ in options.vs]
+    if len({*others, *OURS}) < len(others) + len(OURS):
+        parser.error(f"--vs: each name once, and none of {', '.join(OURS)}")
+    if unknown := {name for name, _ in options.vs_model} - set(others):
         parser.error(f"--vs-model: no --vs is named {unknown.pop()!r}")
     return options
 

@@ -13,6 +13,8 @@ from typing import Any
 import httpx
 import orjson
 
+from bench.callers import stages
+
 
 @dataclass(frozen=True, slots=True)
 class Timed:
@@ -75,8 +77,7 @@ async def ask(client: httpx.AsyncClient, url: str, body: dict[str, Any]) -> http
 
 def stages_ms(answer: httpx.Response) -> dict[str, float]:
     """Milliseconds by stage, from a response's `Server-Timing`."""
-    entries = [item.split(";dur=") for item in answer.headers["server-timing"].split(", ")]
-    return {name: float(ms) for name, ms in entries}
+    return stages(answer.headers.get("server-timing", "").encode())
 
 
 def retrieval_ms(answer: httpx.Response) -> float:

@@ -16,6 +16,8 @@ from bench.stats import Target
 PROMPT = "Write a long story about a lighthouse. " * 12
 #: An answer may be 2 % slower, and as much faster as it likes.
 SLOWER, FEWER = Target(high=1.02), Target(low=0.98)
+#: Requests a round where one comes at a time.
+SINGLES = 8
 Round = tuple[list[Timed], float]
 UNITS = {"TTFT": "ms", "ITL": "ms", "throughput": "tokens/s"}
 
@@ -46,19 +48,22 @@ def others(lab: Lab) -> list[Server]:
 async def _round(lab: Lab, contenders: dict[str, Server], at_once: int, name: str, _: int) -> Round:
     server = contenders[name]
     if at_once > 1:
-        return await burst(lab.client, server.url, [_request(lab, server) for _ in range(at_once)])
-    single = [await burst(lab.client, server.url, [_request(lab, server)]) for _ in range(4)]
+        return await burst(
+            lab.client, server.url, [request_for(lab, server) for _ in range(at_once)]
+        )
+    single = [
+        await burst(lab.client, server.url, [request_for(lab, server)]) for _ in range(SINGLES)
+    ]
     return [one for answers, _ in single for one in answers], median(rate for _, rate in single)
 
 
-def _request(lab: Lab, server: Server) -> dict[str, Any]:
-    asked = {**body(PROMPT, lab.options.tokens), "model": server.model}
-    if (
-        not server.pid
-    ):  # a server of unknown make: OpenAI's own fields, and a prompt that is new to it
-        content = f"{secrets.token_hex(4)} {PROMPT}"
-        message = {"role": "user", "content": content}
-        return {"model": server.model, "messages": [message], "max_tokens": asked["max_tokens"]}
+def request_for(lab: Lab, server: Server) -> dict[str, Any]:
+    """The same request for all; a server of unknown make gets OpenAI's own fields, and a prompt new to it."""
+    tokens = lab.options.tokens
+    if not server.pid:
+        message = {"role": "user", "content": f"{secrets.token_hex(4)} {PROMPT}"}
+        return {"model": server.model, "messages": [message], "max_tokens": tokens}
+    asked = {**body(PROMPT, tokens), "model": server.model}
     return {**asked, "rag": {"enabled": False}} if server.name == "Groundwire" else asked
 
 

@@ -23,8 +23,9 @@ from server.settings import BUNDLED_CHAT_MODEL
 
 TIMES = 4
 TOKENS = 64
-#: Requests at a time, and how long one more may wait: a scripted place costs no CPU, a real one all of it.
-SCRIPTED, REAL = (8, 2.0), (2, 15.0)
+#: Requests at a time, and seconds that as many more may wait: nobody should, or a refusal took that long.
+#: A scripted place costs no CPU, a real one all of it.
+SCRIPTED, REAL = (8, 2.0), (2, 30.0)
 #: About ten answers a second from eight places, so that the client's share of the cores stays small.
 SLOW = {**SCRIPT, "token_seconds": 0.01, "prefill_seconds": 0.1}
 

@@ -23,19 +23,24 @@ CALLERS = 16
 async def run(lab: Lab) -> list[Figure]:
     server = await lab.searcher()
     store = store_id(await lab.data_dir())
-    alone, rates = [], []
-    few, many = (20, 100) if lab.options.quick else (150, 1000)
+    alone: list[float] = []
+    rates: list[float] = []
+    stages: dict[str, list[float]] = {}
+    few, many = (10, 40) if lab.options.quick else (150, 1000)
     for number in range(lab.rounds + 1):
         one = await load(server, store, 1, few, first=number * 10_000)
         crowd = await load(server, store, CALLERS, many, first=number * 10_000 + few)
         if number:
             alone.append(median(one["latencies_ms"]))
             rates.append(len(crowd["latencies_ms"]) / crowd["seconds"])
+            for stage, taken in one["stages_ms"].items():
+                stages.setdefault(stage, []).append(median(taken))
         print(".", end="", flush=True)
     print()
     return [
         value("search, median", "ms", alone, Target(high=8)),
         value("searches", "requests/s", rates, Target(low=350), at_once=CALLERS),
+        *(value(f"alone, of that {stage}", "ms", taken) for stage, taken in stages.items()),
     ]
 
 

@@ -97,6 +97,14 @@ def test_one_run_shows_no_interval() -> None:
     ]
 
 
+def test_the_readme_has_what_has_a_target() -> None:
+    untold = value("of that, Chroma", "ms", [3, 3]).as_json()
+    shown = pages({"scenarios": {"one": entry(figures=[*entry()["figures"], untold])}})
+    assert "of that, Chroma" in shown["docs/performance.md"]
+    assert "of that, Chroma" not in shown["README.md"]
+    assert "searches" in shown["README.md"]
+
+
 def test_only_what_was_measured_goes_into_the_docs() -> None:
     results = {
         "scenarios": {
@@ -128,6 +136,8 @@ def test_scenarios_are_chosen_by_name() -> None:
 
 def test_a_contender_has_a_name_and_a_url() -> None:
     assert parse(["--vs", "other=http://127.0.0.1:1/v1"]).vs == [("other", "http://127.0.0.1:1/v1")]
-    for bad in (["--vs", "http://127.0.0.1:1"], ["--vs-model", "other=a-model"]):
+    twice = ["--vs", "a=http://127.0.0.1:1", "--vs", "a=http://127.0.0.1:2"]
+    ours, unnamed = ["--vs", "Groundwire=http://127.0.0.1:1"], ["--vs", "http://127.0.0.1:1"]
+    for bad in (unnamed, twice, ours, ["--vs-model", "other=a-model"]):
         with pytest.raises(SystemExit):
             parse(bad)

@@ -21,7 +21,11 @@ def test_a_small_run_measures_prints_and_saves(tmp_path: Path) -> None:
     entry = saved["scenarios"]["search"]
     assert entry["trial"]
     assert entry["conditions"]["cores"] >= 1
-    alone, crowd = entry["figures"]
+    alone, crowd, *stages = entry["figures"]
     assert len(alone["rounds"]["Groundwire"]) == 2
     assert min(*alone["rounds"]["Groundwire"], *crowd["rounds"]["Groundwire"]) > 0
+    assert {figure["name"] for figure in stages} >= {
+        "alone, of that embed",
+        "alone, of that search",
+    }
     assert {alone["verdict"], crowd["verdict"]} <= {"met", "not met", "undecided"}
