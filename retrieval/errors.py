@@ -11,6 +11,10 @@ class EmbedderError(RetrievalError):
     """The embedder could not be loaded or could not embed."""
 
 
+class TextTooLong(RetrievalError):
+    """What was given to embed is more than may be embedded at once."""
+
+
 class RerankerError(RetrievalError):
     """The reranker could not be loaded or could not score."""
 

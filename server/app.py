@@ -16,7 +16,16 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from retrieval.errors import RetrievalError
-from server.api import chat, engine_routes, models, operations, passages, unbuilt, vector_stores
+from server.api import (
+    chat,
+    embeddings,
+    engine_routes,
+    models,
+    operations,
+    passages,
+    unbuilt,
+    vector_stores,
+)
 from server.catalog import CatalogError
 from server.engine.base import EngineError
 from server.errors import (
@@ -64,7 +73,16 @@ def create_app(
         redoc_url=None,
         openapi_url=None,
     )
-    for module in (chat, vector_stores, models, passages, operations, engine_routes, unbuilt):
+    for module in (
+        chat,
+        embeddings,
+        vector_stores,
+        models,
+        passages,
+        operations,
+        engine_routes,
+        unbuilt,
+    ):
         app.include_router(module.router)
     for error in (ServerError, EngineError, RetrievalError, CatalogError, Exception):
         app.add_exception_handler(error, _answer)

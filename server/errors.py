@@ -135,6 +135,7 @@ TABLE: Mapping[type[Exception], Mapped] = {
     retrieval_errors.DeadlineExceeded: Mapped(503, "server_error", "retrieval_timeout", 1),
     retrieval_errors.DataDirectoryInUse: Mapped(503, "server_error", "data_directory_in_use", 5),
     retrieval_errors.UnreadableFile: Mapped(400, "invalid_request_error", "unsupported_file"),
+    retrieval_errors.TextTooLong: Mapped(400, "invalid_request_error", "context_length_exceeded"),
     retrieval_errors.RetrievalError: Mapped(500, "server_error", "retrieval_error"),
 }
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from retrieval.cache import Bounds, Cache
-from retrieval.embed import QueryBatcher
+from retrieval.embed import QueryBatcher, WholeTexts
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import (
     DenseSearch,
@@ -32,6 +32,7 @@ from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
 from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
+from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ class Services:
     settings: Settings
     engine: Engine
     retriever: CachedRetriever
+    texts: WholeTexts
+    vocabulary: Vocabulary
     vectors: VectorStore
     lexical: LexicalIndex
     catalog: Catalog
@@ -89,6 +92,10 @@ async def open_services(
         )
         progress(f"loading the embedder {settings.embedder}")
         embedder = await asyncio.to_thread(open_embedder, settings, progress)
+        check_name(embedder.name)
+        vocabulary = await asyncio.to_thread(load_vocabulary)
+        texts = WholeTexts(embedder)
+        stack.push_async_callback(texts.close)
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
@@ -102,6 +109,8 @@ async def open_services(
             settings=settings,
             engine=engine,
             retriever=retriever,
+            texts=texts,
+            vocabulary=vocabulary,
             vectors=handle.store,
             lexical=lexical,
             catalog=catalog,

