@@ -86,10 +86,11 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a question gets: its block, unless all it found stands in the prompt already; `found` as in Receipt."""
+    """What a question gets: its block, unless all stands in the prompt already; `found` as in Receipt, with scores."""
 
     block: Block | None
     found: tuple[int, ...]
+    scores: tuple[float, ...]
     dropped: tuple[Drop, ...]
 
     @property
@@ -205,7 +206,7 @@ class Grounding:
                 # Earlier sources may stay as long as this question's own lose nothing by it.
                 alone = await self._fit(planned, body, ())
                 anew = await asyncio.to_thread(self._pack, planned, retrieval, alone)
-                if len(anew.found) > len(packed.found):
+                if anew.scores > packed.scores:
                     room, packed = alone, anew
         receipt = room.replayed(replace(receipt, dropped=packed.dropped), trace)
         if not packed.found:
@@ -310,12 +311,13 @@ class Grounding:
         )
         numbers = {**known, **{c.passage.id: i for i, c in enumerate(new, start=len(known))}}
         found = tuple(numbers[c.passage.id] for c in context.sources)
+        scores = tuple(c.score for c in context.sources)
         if not new:
-            return Packed(None, found, context.dropped)
+            return Packed(None, found, scores, context.dropped)
         rendered = [render_source(c.passage, numbers[c.passage.id] + 1, self._breaker) for c in new]
         assert planned.question_index is not None
         block = Block(planned.question_index, render_block(rendered), tuple(new), context.tokens)
-        return Packed(block, found, context.dropped)
+        return Packed(block, found, scores, context.dropped)
 
     async def complete(self, prepared: Prepared) -> bytes | dict[str, Any]:
         """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""

@@ -225,7 +225,7 @@ class Settings(BaseSettings):
         600.0, gt=0, description="How long anything is remembered in a cache."
     )
     sticky: bool = Field(
-        True,
+        False,
         description="A conversation's prompt keeps its earlier turns' sources, as the engine's prefix cache does.",
     )
     sticky_context_tokens: int = Field(

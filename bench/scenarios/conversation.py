@@ -1,7 +1,8 @@
 """Turn 6 of a conversation: context before the last question, or in a system prompt that changes each turn.
 
-Both have prefix caching on, and ours keeps the sources of earlier turns where they were (`sticky`). The words
-are given, the same for both; only where the sources stand differs. A conversation stays with one subject.
+All have prefix caching on; ours is asked without and with `sticky`, which keeps the sources of earlier turns
+where they were. The words are given, the same for all; only where the sources stand differs. A conversation
+stays with one subject.
 """
 
 from __future__ import annotations
@@ -24,21 +25,27 @@ FOLLOW_UPS = (
     "And who sold it in the end?",
 )
 ANSWER_SENTENCES = 14
+SYSTEM_PROMPT = "context in the system prompt"
 Messages = list[dict[str, str]]
 
 
 async def run(lab: Lab) -> list[Figure]:
     pair = await lab.pair()
 
-    async def one(name: str, number: int) -> float:
-        if name == pair.ours.name:
-            return await _ours(lab, pair, number)
-        return await _system_prompt(lab, pair, number)
+    sticky = f"{pair.ours.name}, sticky"
 
-    rounds = await alternate(("context in the system prompt", pair.ours.name), lab.rounds, one)
-    sides = [(name, rounds[name]) for name in (pair.ours.name, "context in the system prompt")]
+    async def one(name: str, number: int) -> float:
+        if name == SYSTEM_PROMPT:
+            return await _system_prompt(lab, pair, number)
+        return await _ours(lab, pair, number, sticky=name == sticky)
+
+    sides = (pair.ours.name, sticky)
+    rounds = await alternate((SYSTEM_PROMPT, *sides), lab.rounds, one)
+    base = (SYSTEM_PROMPT, rounds[SYSTEM_PROMPT])
+    what = f"TTFT of turn {1 + len(FOLLOW_UPS)}"
     return [
-        ratio(f"TTFT of turn {1 + len(FOLLOW_UPS)}", "ms", sides[0], sides[1], Target(high=1 / 3))
+        ratio(f"{what}, {side}", "ms", (side, rounds[side]), base, Target(high=1 / 3))
+        for side in sides
     ]
 
 
@@ -54,19 +61,18 @@ def turns(number: int) -> list[Messages]:
     return each
 
 
-async def _ours(lab: Lab, pair: Pair, number: int) -> float:
+async def _ours(lab: Lab, pair: Pair, number: int, *, sticky: bool) -> float:
     salt, ttft = secrets.token_hex(8), 0.0
     for messages in turns(number):
-        request = {**_request(messages, salt), "model": pair.ours.model}
+        request = {**_request(messages, salt), "model": pair.ours.model, "rag": {"sticky": sticky}}
         ttft = (await timed(lab.client, pair.ours.url, request)).ttft_seconds
     return ttft * 1000
 
 
 async def _system_prompt(lab: Lab, pair: Pair, number: int) -> float:
     salt, ttft = secrets.token_hex(8), 0.0
-    for messages in turns(number)[
-        -2:
-    ]:  # where all changes from its beginning, the turns before leave nothing
+    # Where all changes from its beginning, the turns before the last two leave nothing.
+    for messages in turns(number)[-2:]:
         context = await _context(lab, pair, messages)
         system = {"role": "system", "content": f"{messages[0]['content']}\n\n{context}"}
         request = {**_request([system, *messages[1:]], salt), "model": pair.bare.model}
