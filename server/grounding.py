@@ -16,6 +16,7 @@ from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
 from retrieval.types import Drop, Passage, Query, Retrieval
 from server import weave
+from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
@@ -107,6 +108,7 @@ class Grounding:
         retriever: CachedRetriever,
         catalog: Catalog,
         conversations: Conversations,
+        answers: Answers,
         settings: GroundingSettings,
         embedder: str,
     ) -> None:
@@ -114,6 +116,7 @@ class Grounding:
         self._retriever = retriever
         self._catalog = catalog
         self._conversations = conversations
+        self._answers = answers
         self._settings = settings
         self._embedder = embedder
         self._breaker = Breaker(engine.special_tokens)
@@ -325,7 +328,9 @@ class Grounding:
         if self._refuses(prepared):
             raw = self._refusal(prepared)
         else:
-            raw = await self._engine.complete(prepared.body, prepared.completion_id)
+            raw = await self._answers.complete(
+                self._engine, prepared.body, prepared.completion_id, recording.trace
+            )
             await self._finished(prepared)
         model = prepared.plan.model
         if not prepared.grounded:
@@ -344,7 +349,9 @@ class Grounding:
         if self._refuses(prepared):
             events: Events = _refusal_events(prepared)
         else:
-            events = await self._engine.stream(prepared.body, prepared.completion_id)
+            events = await self._answers.stream(
+                self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
+            )
         stack.push_async_callback(events.aclose)
         if not prepared.grounded:
             return self._plain(prepared, events), None

@@ -34,7 +34,7 @@ class Receipt:
     `no_store`, `timeout`, `unavailable`). `sources` is all that the prompt holds, in the order of its numbers;
     `found` indexes those that this question found, best first (None: all, as they are). `also` is what was
     searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
-    (`embedding`, `retrieval`, `conversation`).
+    (`embedding`, `retrieval`, `conversation`, `answer`).
     """
 
     status: Status

@@ -21,6 +21,7 @@ from retrieval.pipeline import (
 from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes, vector_bytes
 from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
+from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
 from server.conversation import Conversations, blocks_bytes
@@ -119,6 +120,7 @@ async def open_services(
                 retriever,
                 catalog,
                 conversations(settings, metrics),
+                answers(settings, metrics),
                 _grounding(settings),
                 embedder.name,
             ),
@@ -271,6 +273,12 @@ def conversations(settings: Settings, metrics: Metrics) -> Conversations:
     """The memory of what each conversation was given."""
     bounds = Bounds(MAX_CONVERSATIONS, settings.cache_bytes, settings.cache_ttl_seconds)
     return Conversations(Cache(bounds, blocks_bytes, observer=CacheCounts(metrics, "conversation")))
+
+
+def answers(settings: Settings, metrics: Metrics) -> Answers:
+    """The memory of answers to requests that are answered the same each time."""
+    bounds = Bounds(settings.answer_cache_entries, settings.cache_bytes, settings.cache_ttl_seconds)
+    return Answers(Cache(bounds, answer_bytes, observer=CacheCounts(metrics, "answer")))
 
 
 def _grounding(settings: Settings) -> GroundingSettings:

@@ -220,6 +220,11 @@ class Settings(BaseSettings):
     retrieval_cache_entries: int = Field(
         1024, ge=0, description="Retrievals that are remembered; 0: none."
     )
+    answer_cache_entries: int = Field(
+        0,
+        ge=0,
+        description="Whole answers to requests of temperature 0 that are remembered; 0: none.",
+    )
     cache_bytes: int = Field(32 * 2**20, ge=0, description="Most memory of each cache, about.")
     cache_ttl_seconds: float = Field(
         600.0, gt=0, description="How long anything is remembered in a cache."

@@ -94,7 +94,7 @@ class Recording:
             return
         self._closed = True
         outcome = self._failed if self._failed and outcome == "ok" else outcome
-        if self._timings is None:
+        if self._timings is None and "answer" not in self.trace.cached:
             self._unfinished_stages(outcome)
         grounded = "false" if self._receipt is None or self._receipt.status == "off" else "true"
         seconds = self.trace.elapsed_seconds()
