@@ -307,7 +307,7 @@ def _words(filename: str) -> str:
 
 
 def _decode(stored: bytes) -> Passage:
-    values: dict[str, Any] = json.loads(stored)
+    values: dict[str, Any] = json.loads(stored.decode())  # bytes would be guessed at
     return Passage(**{**values, "headings": tuple(values["headings"])})
 
 

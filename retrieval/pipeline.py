@@ -161,19 +161,32 @@ class Retriever:
         fused = fuse(rankings, k=settings.rrf_k)[
             : max(2 * settings.candidates, query.max_num_results)
         ]
-        passages: dict[str, Passage] = {}
-        for store_id in query.store_ids:
-            passages |= self._lexical.passages(store_id, [hit.passage_id for hit in fused])
+        passages = self._passages(query, fused)
         scores = _scores_by_stage(rankings)
         if len(dense) == 1 and not any(text.lexical * weights.lexical for text in query.texts):
             # One dense ranking keeps its order, and a cosine says more than a rank.
             fused = [replace(hit, score=_clamped(scores[hit.passage_id])) for hit in fused]
-        # A vector whose passage is unknown belongs to a write in progress or a replaced file: not visible.
         return tuple(
             Candidate(passages[hit.passage_id], hit.score, scores[hit.passage_id])
             for hit in fused
             if hit.passage_id in passages
         )
+
+    def _passages(self, query: Query, fused: Sequence[Hit]) -> dict[str, Passage]:
+        """The passages of the best hits, as many as are looked at; reading one costs more than ranking it.
+
+        A vector whose passage is unknown belongs to a write in progress or a replaced file: the next ones
+        stand in for it.
+        """
+        wanted = max(query.enough, self._rerank.candidates if self._reranker else 0)
+        found: dict[str, Passage] = {}
+        start = 0
+        while len(found) < wanted and start < len(fused):
+            ids = [hit.passage_id for hit in fused[start : start + wanted - len(found)]]
+            for store_id in query.store_ids:
+                found |= self._lexical.passages(store_id, ids)
+            start += len(ids)
+        return found
 
     async def _reordered(self, reranker: Reranker, fused: Retrieval, trace: Trace) -> Retrieval:
         """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""

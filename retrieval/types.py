@@ -99,6 +99,11 @@ class Query:
     weights: FusionWeights | None = None
 
     @property
+    def enough(self) -> int:
+        """How many candidates whoever asks may look at: some are duplicates, or too long to be taken."""
+        return 2 * self.max_num_results + 4
+
+    @property
     def texts(self) -> tuple[WeightedText, ...]:
         """Everything that is searched for, the question first."""
         return (WeightedText(self.text), *self.also)

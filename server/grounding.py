@@ -35,7 +35,6 @@ REFUSAL = "The documents hold nothing about this."
 #: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
 #: one embedding thread from everyone else for seconds.
 MAX_QUERY_CHARACTERS = 20_000
-SPARE_CANDIDATES = 4
 #: Joining texts can cost a token at each seam that counting them apart does not see.
 SEAM_TOKENS = 2
 
@@ -293,7 +292,7 @@ class Grounding:
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
         # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
-        candidates = retrieval.candidates[: 2 * planned.top_k + SPARE_CANDIDATES]
+        candidates = retrieval.candidates[: retrieval.query.enough]
         known = {c.passage.id: index for index, c in enumerate(sources_of(room.earlier))}
         fresh = [c.passage for c in candidates if c.passage.id not in known]
         # The number's own width changes nothing that matters: two digits cost what one does, or one more.

@@ -21,6 +21,7 @@ from server.catalog.errors import (
     InvalidStoreName,
     StoreNotFound,
 )
+from server.catalog.reads import SharedReads
 from server.catalog.records import (
     FileVersion,
     Membership,
@@ -41,6 +42,7 @@ class Catalog:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
         self._writer = engine.execution_options(writes=True)
+        self._named = SharedReads(self._stores_named)
 
     @classmethod
     async def open(cls, url: str) -> Self:
@@ -93,13 +95,10 @@ class Catalog:
     async def find_store(self, tenant: str, ref: str) -> Store:
         """The tenant's store with id or name `ref`, ids first.
 
+        Callers that wait for the same store at once share one reading, begun after the last of them came.
         Raises StoreNotFound, or AmbiguousStore when several have that name.
         """
-        mine = stores.c.tenant == tenant
-        either = sa.or_(stores.c.id == ref, stores.c.name == ref)
-        query = sa.select(stores).where(mine, either).order_by(stores.c.created_at, stores.c.id)
-        async with self._engine.connect() as connection:
-            found = [rows.store(row) for row in await connection.execute(query)]
+        found = await self._named.get((tenant, ref))
         for store in found:
             if store.id == ref:
                 return store
@@ -108,6 +107,15 @@ class Catalog:
         if len(found) > 1:
             raise AmbiguousStore(ref, [store.id for store in found])
         return found[0]
+
+    async def _stores_named(self, key: tuple[str, str]) -> list[Store]:
+        """The tenant's stores with this id or name, oldest first."""
+        tenant, ref = key
+        mine = stores.c.tenant == tenant
+        either = sa.or_(stores.c.id == ref, stores.c.name == ref)
+        query = sa.select(stores).where(mine, either).order_by(stores.c.created_at, stores.c.id)
+        async with self._engine.connect() as connection:
+            return [rows.store(row) for row in await connection.execute(query)]
 
     async def list_stores(self, tenant: str) -> list[Store]:
         """The tenant's stores, oldest first."""

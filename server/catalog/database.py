@@ -19,6 +19,8 @@ from server.catalog.errors import CatalogUnavailable
 #: up-to-date catalog does not import alembic.
 HEAD = "0001"
 
+#: Connections that are kept; a caller that finds none free waits for one.
+CONNECTIONS = 15
 #: How long a writer waits for another process's transaction; ours last milliseconds.
 _BUSY_TIMEOUT_MS = 30_000
 
@@ -62,7 +64,10 @@ def _sqlite(url: URL) -> AsyncEngine:
     if url.database and url.database != ":memory:":
         Path(url.database).parent.mkdir(parents=True, exist_ok=True)
     # We begin transactions ourselves (below): the driver must not.
-    engine = create_async_engine(url, connect_args={"isolation_level": None})
+    # A connection is a thread and four pragmas: kept, not made anew for each request beyond the fifth.
+    engine = create_async_engine(
+        url, connect_args={"isolation_level": None}, pool_size=CONNECTIONS, max_overflow=0
+    )
     sa.event.listen(engine.sync_engine, "connect", _configure_sqlite)
     sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
     return engine

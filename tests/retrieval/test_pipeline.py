@@ -119,6 +119,34 @@ async def test_a_store_that_holds_nothing(lexical: LexicalIndex) -> None:
     assert (result.candidates, result.best_similarity) == ((), None)
 
 
+class Counted(LexicalIndex):
+    """Says how many passages were read."""
+
+    read = 0
+
+    def passages(self, store_id: str, ids: Sequence[str]) -> dict[str, Passage]:
+        self.read += len(ids)
+        return super().passages(store_id, ids)
+
+
+@pytest.mark.anyio
+async def test_no_more_passages_are_read_than_are_looked_at(tmp_path: Path) -> None:
+    many = [Passage("file-a", "ab" * 32, i, "a.md", f"zebra number {i}") for i in range(40)]
+    with LexicalWriter(tmp_path, "a") as writer:
+        writer.replace_file("file-a", many)
+        writer.commit()
+    asked = query("zebra", "a", number=1)
+    lexical = Counted(tmp_path)
+    result = await Retriever(Letters(), Brute({"a": many}), lexical).retrieve(asked, Trace())
+    assert lexical.read == len(result.candidates) == asked.enough == 6
+    # Those that are not visible are made up for by the next ones.
+    gone = Brute({"a": many}, extra=[Hit(f"file-gone/00/{i}", 0.99) for i in range(5)])
+    settings = FusionSettings(lexical_weight=0)
+    result = await Retriever(Letters(), gone, lexical, settings).retrieve(asked, Trace())
+    assert len(result.candidates) == 6
+    assert {c.passage.file_id for c in result.candidates} == {"file-a"}
+
+
 @pytest.mark.anyio
 async def test_as_many_candidates_as_are_asked_for(lexical: LexicalIndex) -> None:
     dense = Brute({"a": passages("a")})
