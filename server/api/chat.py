@@ -14,6 +14,7 @@ from server import receipts
 from server.auth import Caller
 from server.deps import CallerDep, RequestIdDep, ServicesDep, admitted, read_json
 from server.grounding import Prepared
+from server.openapi import takes
 from server.services import Services
 from server.sse import EventStream, unless_gone
 from server.telemetry.recorder import Recording
@@ -24,7 +25,7 @@ ROUTE = "/v1/chat/completions"
 router = APIRouter()
 
 
-@router.post(ROUTE)
+@router.post(ROUTE, openapi_extra=takes(ChatRequest))
 async def create_chat_completion(
     request: Request, services: ServicesDep, caller: CallerDep, request_id: RequestIdDep
 ) -> Response:

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from retrieval.embed import Embedded
 from server.deps import CallerDep, ServicesDep, admitted, read_json
 from server.errors import BadRequest, ModelNotFound
+from server.openapi import takes
 from server.plan import Models
 from server.services import Services
 from server.sse import unless_gone
@@ -27,7 +28,7 @@ MAX_TOKENS = 300_000
 router = APIRouter()
 
 
-@router.post(ROUTE)
+@router.post(ROUTE, openapi_extra=takes(EmbeddingsRequest))
 async def create_embeddings(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """One unit vector for each text, embedded as a passage; longer than the model reads: pooled windows."""
     recording = Recording(services.metrics, ROUTE)

@@ -14,7 +14,9 @@ from server.auth import Caller
 from server.deps import CallerDep, ServicesDep
 from server.errors import NotFound, envelope
 from server.limits import BYTES_PER_TOKEN, Admission
+from server.openapi import takes
 from server.sse import unless_gone
+from server.wire.common import Wire
 
 #: Routes that read the model's tokenizer and nothing else.
 ALLOWED = {"/tokenize": ["POST"], "/detokenize": ["POST"], "/version": ["GET"]}
@@ -135,6 +137,13 @@ async def forward(request: Request, services: ServicesDep, caller: CallerDep) ->
 
 
 for _path, _methods in ALLOWED.items():
-    router.add_api_route(_path, forward, methods=_methods, include_in_schema=False)
+    router.add_api_route(
+        _path,
+        forward,
+        methods=_methods,
+        name=_path.strip("/"),
+        # The engine knows what these take.
+        openapi_extra=None if "GET" in _methods else takes(Wire),
+    )
 for _path in GENERATING:
     router.add_api_route(_path, forward, methods=["POST"], include_in_schema=False)

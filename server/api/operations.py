@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 
 from server.catalog import LOCAL_TENANT
 from server.deps import CallerDep, ServicesDep
+from server.openapi import document
 from server.services import Services
 from server.telemetry.metrics import exposition
 
@@ -52,6 +53,12 @@ async def _probe(answer: Awaitable[Any]) -> str:
     except Exception as error:  # whatever is wrong with a part, the probe's job is to say so
         return str(error) or type(error).__name__
     return "ok"
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request, _: CallerDep) -> JSONResponse:
+    """The OpenAPI document of this server."""
+    return JSONResponse(document(request.app))
 
 
 @router.get("/metrics")

@@ -16,6 +16,7 @@ from server.catalog import EmbedderConflict
 from server.deps import CallerDep, ServicesDep, admitted, read_json
 from server.errors import BadRequest
 from server.grounding import MAX_QUERY_CHARACTERS
+from server.openapi import takes
 from server.queries import fusion_weights
 from server.services import Services
 from server.sse import unless_gone
@@ -28,7 +29,7 @@ ROUTE = "/v1/vector_stores/{vector_store_id}/search"
 router = APIRouter()
 
 
-@router.post(ROUTE)
+@router.post(ROUTE, openapi_extra=takes(SearchRequest))
 async def search_vector_store(
     vector_store_id: str, request: Request, services: ServicesDep, caller: CallerDep
 ) -> Response:

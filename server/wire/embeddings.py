@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from server.wire.common import Closed
 
 #: OpenAI's own limit.
 MAX_INPUTS = 2048
+TokenIds = Annotated[list[int], Field(min_length=1)]
+#: What clients may send.
+Inputs = (
+    str
+    | TokenIds
+    | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS)]
+)
 
 
 def _listed(given: object) -> object:
@@ -38,7 +46,7 @@ def _all_of(kind: type, values: object) -> bool:
 class EmbeddingsRequest(Closed):
     """Texts, or cl100k_base token ids that stand for texts. `null` in an optional field means absent."""
 
-    input: Annotated[list[str | list[int]], BeforeValidator(_listed)]
+    input: Annotated[list[str | list[int]], BeforeValidator(_listed, json_schema_input_type=Inputs)]
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None

@@ -11,6 +11,8 @@ from server.wire.common import Closed, RankingOptions
 #: Each query is embedded and looked up on its own; more of them than this is no search but a job.
 MAX_QUERIES = 16
 QueryText = Annotated[str, Field(min_length=1)]
+#: What clients may send.
+Texts = QueryText | Annotated[list[QueryText], Field(min_length=1, max_length=MAX_QUERIES)]
 
 
 def _listed(query: object) -> object:
@@ -26,7 +28,7 @@ class SearchRequest(Closed):
     query: Annotated[
         list[QueryText],
         Field(min_length=1, max_length=MAX_QUERIES),
-        BeforeValidator(_listed),
+        BeforeValidator(_listed, json_schema_input_type=Texts),
     ]
     max_num_results: int = Field(10, ge=1, le=50)
     filters: dict[str, Any] | None = None

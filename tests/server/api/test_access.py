@@ -22,6 +22,7 @@ KEYED = {
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model:path}"),
     ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
     ("POST", "/v1/embeddings"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
