@@ -24,7 +24,7 @@ class StoreUnavailable(RetrievalError):
 
 
 class IndexMissing(RetrievalError):
-    """The store has no index (nothing was ingested yet)."""
+    """The store has no index that this server can use: damaged, or another embedder or version made it."""
 
 
 class DimensionMismatch(RetrievalError):

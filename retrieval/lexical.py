@@ -109,6 +109,7 @@ class LexicalIndex:
                 opened = self._stores.get(store_id)
                 if opened is not None and opened.stamp == stamp:
                     return opened
+                self._forget_dropped()
                 try:
                     opened = self._stores[store_id] = _read(directory, stamp)
                     return opened
@@ -119,6 +120,11 @@ class LexicalIndex:
         with self._lock:
             self._stores.pop(store_id, None)
         return None
+
+    def _forget_dropped(self) -> None:
+        """Let go of deleted indexes: an open searcher keeps their disk space."""
+        for name in [n for n in self._stores if _stamp(_directory(self._root, n)) is None]:
+            del self._stores[name]
 
 
 class LexicalWriter:
@@ -165,6 +171,10 @@ class LexicalWriter:
         if strangers:
             raise ValueError(f"passages of {', '.join(sorted(strangers))} given for {file_id}")
         self.delete_file(file_id)
+        self.add(passages)
+
+    def add(self, passages: Sequence[Passage]) -> None:
+        """Add passages that the store does not have yet."""
         for passage in passages:
             self._opened.add_document(_document(passage))
 
@@ -252,7 +262,7 @@ def _open_index(directory: Path) -> tantivy.Index:
 def _unusable(directory: Path, reason: str) -> IndexMissing:
     return IndexMissing(
         f"the keyword index {directory} cannot be used ({reason}); "
-        "run `groundwire ingest` on any file of the store: it builds the index again from the kept files"
+        "run `groundwire reindex` on the store: it builds the index again from the kept files"
     )
 
 

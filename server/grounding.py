@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retrieval.errors import DeadlineExceeded, RetrievalError
+from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
@@ -232,7 +232,7 @@ class Grounding:
 
     def _state(self, planned: Plan, stores: tuple[Store, ...]) -> Hashable | None:
         """What a conversation's earlier sources depend on beside its messages; None: not to be remembered."""
-        state = self._retriever.state([store.id for store in stores])
+        state = self._retriever.state([store.index_name for store in stores])
         if state is None:
             return None
         of_stores = tuple((store.tenant, store.id, store.version) for store in stores)
@@ -251,11 +251,11 @@ class Grounding:
         for store in stores:
             if store.embedder is not None and store.embedder != self._embedder:
                 conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
-                raise RetrievalError(str(conflict))
+                raise IndexMissing(str(conflict))
         text = planned.question[:MAX_QUERY_CHARACTERS]
         also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
-        ids = tuple(store.id for store in stores)
-        query = Query(text, ids, planned.top_k, also, planned.weights)
+        names = tuple(store.index_name for store in stores)
+        query = Query(text, names, planned.top_k, also, planned.weights)
         # The version moves once more when an ingest has swept what it replaced out of the dense hits.
         scope = tuple((store.tenant, store.version) for store in stores)
         return await self._retriever.retrieve(
@@ -265,9 +265,14 @@ class Grounding:
     def _degraded(self, planned: Plan, receipt: Receipt, error: RetrievalError) -> Receipt:
         log.warning("retrieval failed: %s", error)
         if planned.on_error == "fail":
+            why = (
+                "the store must be rebuilt first (`groundwire reindex`)"
+                if isinstance(error, IndexMissing)
+                else "the server's log says why"
+            )
             raise RetrievalFailed(
                 "retrieval failed, and on_error is `fail` (in the request's `rag`, or in the server's settings); "
-                "the server's log says why"
+                f"{why}"
             ) from error
         reason = "timeout" if isinstance(error, DeadlineExceeded) else "unavailable"
         return replace(receipt, status="degraded", reason=reason)

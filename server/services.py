@@ -24,6 +24,7 @@ from retrieval.search import VectorStore, connect
 from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
+from server.checkup import Checkup
 from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead, EngineRejected
@@ -62,6 +63,7 @@ class Services:
     admission: Admission
     keys: Keys
     links: Links
+    checkup: Checkup
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
@@ -133,9 +135,12 @@ async def open_services(
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, secret),
             links=Links(secret, signed=bool(settings.api_keys)),
+            checkup=Checkup(catalog, lexical, embedder.name),
         )
         watch = asyncio.ensure_future(_watch(services))
         stack.callback(watch.cancel)
+        looking = asyncio.ensure_future(services.checkup.watch())
+        stack.callback(looking.cancel)
         yield services
 
 

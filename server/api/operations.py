@@ -37,7 +37,10 @@ async def ready(services: ServicesDep) -> JSONResponse:
         "accepting": "the server is shutting down" if services.admission.draining else "ok",
     }
     fine = all(state == "ok" for state in parts.values())
-    return JSONResponse({"status": "ready" if fine else "not ready", **parts}, 200 if fine else 503)
+    body: dict[str, Any] = {"status": "ready" if fine else "not ready", **parts}
+    if services.checkup.warnings:
+        body["warnings"] = list(services.checkup.warnings)
+    return JSONResponse(body, 200 if fine else 503)
 
 
 async def _engine(services: Services) -> None:

@@ -61,7 +61,7 @@ async def _search(
     first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
     also = tuple(WeightedText(text) for text in others)
     ranking = asked.ranking_options or RankingOptions()
-    query = Query(first, (store.id,), asked.max_num_results, also, fusion_weights(ranking))
+    query = Query(first, (store.index_name,), asked.max_num_results, also, fusion_weights(ranking))
     retrieval = await services.retriever.retrieve(
         query,
         trace,

@@ -14,11 +14,14 @@ from server.catalog.errors import (
 )
 from server.catalog.records import (
     LOCAL_TENANT,
+    Adopted,
     File,
     FileVersion,
     Membership,
+    RebuiltFile,
     Store,
     StoreTotals,
+    index_name,
     is_store_id,
     new_file_id,
     new_store_id,
@@ -26,6 +29,7 @@ from server.catalog.records import (
 
 __all__ = [
     "LOCAL_TENANT",
+    "Adopted",
     "AmbiguousStore",
     "BlobStore",
     "Catalog",
@@ -37,10 +41,12 @@ __all__ = [
     "FileVersion",
     "InvalidStoreName",
     "Membership",
+    "RebuiltFile",
     "Store",
     "StoreNotFound",
     "StoreTotals",
     "content_hash",
+    "index_name",
     "is_store_id",
     "new_file_id",
     "new_store_id",

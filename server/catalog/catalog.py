@@ -12,7 +12,7 @@ from anyio import CancelScope
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from retrieval.types import HASH_DIGITS, Passage
-from server.catalog import rows
+from server.catalog import rebuild, rows
 from server.catalog.database import open_engine
 from server.catalog.errors import (
     AmbiguousStore,
@@ -23,8 +23,10 @@ from server.catalog.errors import (
 )
 from server.catalog.reads import SharedReads
 from server.catalog.records import (
+    Adopted,
     FileVersion,
     Membership,
+    RebuiltFile,
     Store,
     StoreTotals,
     new_store_id,
@@ -87,6 +89,8 @@ class Catalog:
             "version": 0,
             "embedder": None,
             "dimension": None,
+            "generation": 0,
+            "adopted": None,
         }
         async with self._write() as connection:
             await connection.execute(stores.insert().values(values))
@@ -126,6 +130,23 @@ class Catalog:
         )
         async with self._engine.connect() as connection:
             return [rows.store(row) for row in await connection.execute(query)]
+
+    async def every_store(self) -> list[Store]:
+        """The stores of all tenants, oldest first."""
+        query = sa.select(stores).order_by(stores.c.created_at, stores.c.id)
+        async with self._engine.connect() as connection:
+            return [rows.store(row) for row in await connection.execute(query)]
+
+    async def stores_of_other_format(self, index_format: int) -> set[str]:
+        """Ids of stores with files that were cut in another INDEX_FORMAT."""
+        made_in = memberships.c.chunking["format"].as_integer()
+        query = (
+            sa.select(memberships.c.store_id)
+            .distinct()
+            .where(memberships.c.status == "completed", made_in != index_format)
+        )
+        async with self._engine.connect() as connection:
+            return set((await connection.execute(query)).scalars())
 
     async def store_totals(self, store_id: str) -> StoreTotals:
         """What the store's completed files add up to."""
@@ -169,6 +190,55 @@ class Catalog:
                 f"{embedder!r} ({dimension} dimensions)",
             )
         return store
+
+    # The next generation of a store's index
+
+    async def stage(self, store_id: str, staged: Sequence[Passage]) -> None:
+        """Keep passages of an index that is being rebuilt; nobody reads them before `switch`."""
+        async with self._write() as connection:
+            await rebuild.stage(connection, store_id, staged)
+
+    async def discard_staged(self, store_id: str) -> None:
+        """Forget what an interrupted rebuild staged."""
+        async with self._write() as connection:
+            await rebuild.discard(connection, store_id)
+
+    async def switch(
+        self,
+        store_id: str,
+        generation: int,
+        embedder: str,
+        dimension: int,
+        files: Sequence[RebuiltFile],
+    ) -> None:
+        """Make the rebuilt index the store's, with what was staged, at once. Raises StoreNotFound."""
+        async with self._write() as connection:
+            await rebuild.advance(connection, store_id, generation, embedder, dimension, None)
+            await rebuild.unstage(connection, store_id, files)
+
+    async def switch_adopted(
+        self, store_id: str, generation: int, embedder: str, dimension: int, adopted: Adopted
+    ) -> None:
+        """Make an adopted store's newly read index the one that searches use. Raises StoreNotFound."""
+        async with self._write() as connection:
+            await rebuild.advance(connection, store_id, generation, embedder, dimension, adopted)
+
+    async def passages_of(
+        self, store_id: str, file_id: str, content_hash: str
+    ) -> tuple[Passage, ...]:
+        """The passages of one version of a file, in their order."""
+        query = (
+            sa.select(passages, files.c.filename)
+            .join(files, files.c.id == passages.c.file_id)
+            .where(
+                passages.c.store_id == store_id,
+                passages.c.file_id == file_id,
+                passages.c.content_hash == content_hash,
+            )
+            .order_by(passages.c.chunk)
+        )
+        async with self._engine.connect() as connection:
+            return tuple(rows.passage(row) for row in await connection.execute(query))
 
     async def bump_version(self, store_id: str) -> int:
         """Say that the store's index has changed; returns the new version. Raises StoreNotFound."""

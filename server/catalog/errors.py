@@ -55,8 +55,7 @@ class EmbedderConflict(CatalogError):
     def __init__(self, store: str, recorded: str, offered: str) -> None:
         super().__init__(
             f"the vector store {store!r} was built with the embedder {recorded}, and {offered} is "
-            "configured: set the embedder back, or ingest into a new store "
-            "(`groundwire reindex`, which rebuilds a store, is not there yet)"
+            "configured: run `groundwire reindex` on the store, or set the embedder back"
         )
         self.recorded = recorded
         self.offered = offered

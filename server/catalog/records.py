@@ -30,10 +30,33 @@ def new_file_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """A collection that something else fills: where it is, how its rows read, what it held when last read.
+
+    `embedder` is the name to load, `query_prefix` None what that embedder was trained with. `space` is the
+    collection's distance; `unit` says that its vectors have length 1.
+    """
+
+    chroma_url: str
+    collection: str
+    embedder: str
+    query_prefix: str | None
+    text_field: str | None
+    title_field: str
+    source_field: str
+    space: str
+    unit: bool
+    rows: int
+    passages: int
+    files: int
+
+
+@dataclass(frozen=True, slots=True)
 class Store:
     """A vector store. Times are Unix seconds; `version` moves with each write to its index.
 
-    `embedder` and `dimension` are None until the first file is ingested.
+    `embedder` and `dimension` are None until the first file is ingested. `generation` counts the rebuilt
+    indexes; `adopted` is set for a store that is read-only here.
     """
 
     id: str
@@ -45,6 +68,18 @@ class Store:
     version: int
     embedder: str | None
     dimension: int | None
+    generation: int = 0
+    adopted: Adopted | None = None
+
+    @property
+    def index_name(self) -> str:
+        """The name of the store's collection and keyword index."""
+        return index_name(self.id, self.generation)
+
+
+def index_name(store_id: str, generation: int) -> str:
+    """The store's id, and from the first rebuild on its generation behind it."""
+    return f"{store_id}.{generation}" if generation else store_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,3 +142,14 @@ class FileVersion:
     def usage_bytes(self) -> int:
         """Bytes of text that the store keeps for the file."""
         return sum(len(passage.text.encode()) for passage in self.passages)
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltFile:
+    """What a rebuilt index holds of one file."""
+
+    file_id: str
+    content_hash: str
+    chunks: int
+    usage_bytes: int
+    chunking: Mapping[str, Any]

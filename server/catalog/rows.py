@@ -10,12 +10,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from retrieval.types import Passage
 from server.catalog.errors import FileNotFound, StoreNotFound
-from server.catalog.records import File, FileVersion, Membership, Store
+from server.catalog.records import Adopted, File, FileVersion, Membership, Store
 from server.catalog.tables import files, memberships, passages, stores
 
 
 def store(row: sa.Row[Any]) -> Store:
-    return Store(**row._mapping)
+    values = dict(row._mapping)
+    if values["adopted"] is not None:
+        values["adopted"] = Adopted(**values["adopted"])
+    return Store(**values)
 
 
 def membership(row: sa.Row[Any]) -> Membership:
@@ -102,7 +105,7 @@ async def put_version(
     await connection.execute(passages.delete().where(same))
     if version.passages:
         await connection.execute(
-            passages.insert(), [_passage_values(store_id, each) for each in version.passages]
+            passages.insert(), [passage_values(store_id, each) for each in version.passages]
         )
 
 
@@ -135,7 +138,7 @@ def _same_content(version: FileVersion) -> sa.ColumnElement[bool]:
     return passages.c.content_hash == version.content_hash
 
 
-def _passage_values(store_id: str, passage: Passage) -> dict[str, Any]:
+def passage_values(store_id: str, passage: Passage) -> dict[str, Any]:
     return {
         "store_id": store_id,
         "file_id": passage.file_id,

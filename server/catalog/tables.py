@@ -18,6 +18,8 @@ stores = sa.Table(
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("embedder", sa.Text),
     sa.Column("dimension", sa.Integer),
+    sa.Column("generation", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("adopted", sa.JSON(none_as_null=True)),
     sa.Index("stores_by_name", "tenant", "name"),
 )
 
@@ -76,4 +78,18 @@ passages = sa.Table(
         ondelete="CASCADE",
     ),
     sa.Index("passages_by_file", "file_id", "chunk"),
+)
+
+#: A reindex's passages until its index is complete: what `passages` holds is what searches still see.
+staged_passages = sa.Table(
+    "staged_passages",
+    metadata,
+    sa.Column("store_id", sa.String(64), primary_key=True),
+    sa.Column("file_id", sa.String(64), primary_key=True),
+    sa.Column("content_hash", sa.String(64), primary_key=True),
+    sa.Column("chunk", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("headings", sa.JSON, nullable=False),
+    sa.Column("page", sa.Integer),
 )

@@ -94,12 +94,13 @@ async def _ingest(args: argparse.Namespace, settings: Settings) -> IngestReport:
         max_file_bytes=settings.max_file_bytes,
     )
     embedder = await open_embedder(settings, quiet=args.quiet)
-    with _listener(quiet=args.quiet) as on_event:
+    with listener(quiet=args.quiet) as on_event:
         return await ingest_paths(job, embedder, on_event)
 
 
 @contextmanager
-def _listener(*, quiet: bool) -> Iterator[OnEvent]:
+def listener(*, quiet: bool) -> Iterator[OnEvent]:
+    """What shows an ingest's steps on stderr: a bar on a terminal, else lines, or failures alone."""
     if quiet:
         yield _print_failure
     elif sys.stderr.isatty():

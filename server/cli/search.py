@@ -97,7 +97,7 @@ async def _search(
         async with connect(settings.data_dir, settings.chroma_url) as chroma:
             lexical = LexicalIndex(settings.data_dir / "lexical")
             retriever = Retriever(batcher, chroma.store, lexical, fusion_settings(settings))
-            query = Query(question, (store.id,), top_k)
+            query = Query(question, (store.index_name,), top_k)
             # The first query of a process pays for opening models and connections: a server does not.
             await retriever.retrieve(query, Trace())
             return store, await retriever.retrieve(query, trace)

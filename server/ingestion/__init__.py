@@ -2,7 +2,8 @@
 
 from server.ingestion.ingest import ingest_paths
 from server.ingestion.lock import IngestBusy, IngestError
-from server.ingestion.report import IngestEvent, IngestReport
+from server.ingestion.reindex import ReindexJob, reindex_stores
+from server.ingestion.report import IngestEvent, IngestReport, ReindexReport
 from server.ingestion.run import IngestJob
 
 __all__ = [
@@ -11,5 +12,8 @@ __all__ = [
     "IngestEvent",
     "IngestJob",
     "IngestReport",
+    "ReindexJob",
+    "ReindexReport",
     "ingest_paths",
+    "reindex_stores",
 ]

@@ -23,6 +23,7 @@ from retrieval.ingest.load import supported
 from retrieval.lexical import LexicalIndex, LexicalWriter, drop
 from retrieval.search import VectorStore, connect
 from server.catalog import Catalog, Store, StoreNotFound, is_store_id
+from server.ingestion.cut import Cutter
 from server.ingestion.lock import IngestError, ingest_lock
 from server.ingestion.report import IngestEvent, IngestReport
 from server.ingestion.run import IngestJob, OnEvent, Run
@@ -40,7 +41,12 @@ async def ingest_paths(
     IngestError for an overlap that the chunks have no room for.
     """
     started = time.perf_counter()
-    _check_overlap(job, embedder)
+    cutter = Cutter(
+        embedder,
+        chunk_tokens=job.chunk_tokens,
+        overlap_tokens=job.chunk_overlap_tokens,
+        max_file_bytes=job.max_file_bytes,
+    )
 
     def waiting(pid: str) -> None:
         on_event(IngestEvent("waiting", detail=pid))
@@ -50,25 +56,16 @@ async def ingest_paths(
         store = await _store(catalog, job, embedder)
         found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir])
         root = job.data_dir / "lexical"
-        await to_thread.run_sync(_drop_unusable, root, store.id)
+        await to_thread.run_sync(_drop_unusable, root, store.index_name)
         async with (
             connect(job.data_dir, job.chroma_url) as chroma,
-            _open_writer(root, store.id) as lexical,
+            open_writer(root, store.index_name) as lexical,
         ):
-            index = IndexWriter(store.id, embedder, chroma.store, lexical)
+            index = IndexWriter(store.index_name, embedder, chroma.store, lexical)
             damaged = await _damaged(store, catalog, chroma.store, LexicalIndex(root))
-            run = Run(job, store, catalog, index, embedder, on_event, reindex=damaged)
+            run = Run(job, store, catalog, index, cutter, on_event, reindex=damaged)
             await run.everything(found)
     return run.report(found.skipped, time.perf_counter() - started)
-
-
-def _check_overlap(job: IngestJob, embedder: Embedder) -> None:
-    most = min(job.chunk_tokens, embedder.max_tokens) // 2
-    if not 0 <= job.chunk_overlap_tokens <= most:
-        raise IngestError(
-            f"chunk_overlap_tokens is {job.chunk_overlap_tokens}; it must be 0 to {most}, half of the "
-            f"chunk (chunk_tokens is {job.chunk_tokens}, {embedder.name} reads {embedder.max_tokens})"
-        )
 
 
 async def _store(catalog: Catalog, job: IngestJob, embedder: Embedder) -> Store:
@@ -79,11 +76,17 @@ async def _store(catalog: Catalog, job: IngestJob, embedder: Embedder) -> Store:
         if is_store_id(job.store):
             raise
         store = await catalog.create_store(job.tenant, job.store)
+    if store.adopted is not None:
+        raise IngestError(
+            f"the store {store.name!r} is read-only: it was adopted from {store.adopted.collection!r} at "
+            f"{store.adopted.chroma_url}. Write there, then `groundwire adopt` again"
+        )
     return await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
 
 
 @asynccontextmanager
-async def _open_writer(root: Path, store_id: str) -> AsyncIterator[LexicalWriter]:
+async def open_writer(root: Path, store_id: str) -> AsyncIterator[LexicalWriter]:
+    """A LexicalWriter, entered and left in a thread: both block."""
     writer = await to_thread.run_sync(LexicalWriter(root, store_id).__enter__)
     try:
         yield writer
@@ -105,5 +108,5 @@ async def _damaged(
 ) -> bool:
     """Whether an index holds less than was acknowledged (its folder was deleted, say)."""
     expected = (await catalog.store_totals(store.id)).passages
-    held = await to_thread.run_sync(lexical.count, store.id)
-    return held < expected or await vectors.count(store.id) < expected
+    held = await to_thread.run_sync(lexical.count, store.index_name)
+    return held < expected or await vectors.count(store.index_name) < expected

@@ -46,3 +46,20 @@ class IngestReport:
     @property
     def ok(self) -> bool:
         return not self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class ReindexReport:
+    """What a reindex did with one store. `failed` holds (name, reason) of files that could not be read again."""
+
+    store_id: str
+    store_name: str
+    embedder: str
+    files: int
+    failed: tuple[tuple[str, str], ...]
+    chunks: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return not self.failed

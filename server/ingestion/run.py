@@ -7,16 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from anyio import to_thread
 
-from retrieval.embed.base import Embedder
 from retrieval.errors import UnreadableFile
-from retrieval.ingest.chunk import chunk
-from retrieval.ingest.index import INDEX_FORMAT, IndexedFile, IndexWriter
-from retrieval.ingest.load import load
-from retrieval.types import Passage
+from retrieval.ingest.index import IndexedFile, IndexWriter
 from server.catalog import (
     LOCAL_TENANT,
     BlobStore,
@@ -27,6 +22,7 @@ from server.catalog import (
     content_hash,
     new_file_id,
 )
+from server.ingestion.cut import Cutter
 from server.ingestion.report import IngestEvent, IngestReport, Outcome
 from server.ingestion.walk import Source, Walk
 
@@ -91,7 +87,7 @@ class Run:
         store: Store,
         catalog: Catalog,
         index: IndexWriter,
-        embedder: Embedder,
+        cutter: Cutter,
         on_event: OnEvent,
         *,
         reindex: bool,
@@ -100,15 +96,11 @@ class Run:
         self._store = store
         self._catalog = catalog
         self._index = index
-        self._embedder = embedder
+        self._cutter = cutter
         self._on_event = on_event
         self._reindex = reindex
         self._blobs = BlobStore(job.data_dir.resolve() / "blobs")
-        self._chunking: Mapping[str, Any] = {
-            "max_tokens": min(job.chunk_tokens, embedder.max_tokens),
-            "overlap_tokens": job.chunk_overlap_tokens,
-            "format": INDEX_FORMAT,
-        }
+        self._chunking = cutter.chunking
         self._group: list[_Pending] = []
         self._counts: Counter[Outcome] = Counter()
         self._failed: list[tuple[str, str]] = []
@@ -228,7 +220,7 @@ class Run:
         if known is not None and self._up_to_date(known, digest):
             return None
         file_id = new_file_id() if known is None else known.file.id
-        passages = self._passages(file_id, digest, name, data)
+        passages = self._cutter.cut(file_id, digest, name, data)
         self._blobs.put(data)
         return FileVersion(file_id, name, len(data), digest, key, passages, self._chunking)
 
@@ -238,30 +230,6 @@ class Run:
             and known.status == "completed"
             and known.indexed_hash == digest
             and known.chunking == self._chunking
-        )
-
-    def _passages(self, file_id: str, digest: str, name: str, data: bytes) -> tuple[Passage, ...]:
-        document = load(name, data, max_bytes=self._job.max_file_bytes)
-        chunks = chunk(
-            document,
-            count_tokens=self._embedder.count_tokens,
-            max_tokens=self._chunking["max_tokens"],
-            overlap_tokens=self._chunking["overlap_tokens"],
-        )
-        if not chunks:
-            raise UnreadableFile(name, "it holds no text")
-        return tuple(
-            Passage(
-                file_id=file_id,
-                content_hash=digest,
-                chunk=number,
-                filename=name,
-                text=piece.text,
-                title=document.title,
-                headings=piece.headings,
-                page=piece.page,
-            )
-            for number, piece in enumerate(chunks)
         )
 
     async def _flush(self) -> None:

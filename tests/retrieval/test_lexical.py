@@ -234,7 +234,7 @@ def test_an_index_of_another_version_says_what_to_do(
         lambda: LexicalIndex(tmp_path).search("s", "x", 1),
         lambda: LexicalWriter(tmp_path, "s").__enter__(),
     ):
-        with pytest.raises(IndexMissing, match=r"another version.*groundwire ingest"):
+        with pytest.raises(IndexMissing, match=r"another version.*groundwire reindex"):
             use()
 
 
@@ -243,5 +243,5 @@ def test_a_damaged_index_says_what_to_do(tmp_path: Path, suffix: str) -> None:
     write(tmp_path, passage("x"))
     damaged = next(path for path in (tmp_path / "s").iterdir() if path.name.endswith(suffix))
     damaged.write_bytes(damaged.read_bytes()[:-40])
-    with pytest.raises(IndexMissing, match="groundwire ingest"):
+    with pytest.raises(IndexMissing, match="groundwire reindex"):
         LexicalIndex(tmp_path).count("s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from retrieval.embed.base import Vectors
 from server.catalog import sqlite_url
-from server.ingestion import IngestEvent, IngestJob, ingest_paths
+from server.ingestion import IngestEvent, IngestJob, ReindexJob, ingest_paths, reindex_stores
 
 
 class HashEmbedder:
@@ -55,7 +56,20 @@ def say(event: IngestEvent) -> None:
     print(event.kind, event.done, event.name, flush=True)
 
 
+def say_and_wait(event: IngestEvent) -> None:
+    """Stop at the first vectors, so that a kill is sure to come in the middle."""
+    say(event)
+    if event.kind == "embedded":
+        threading.Event().wait()
+
+
 async def main(data_dir: str, path: str, chroma_url: str) -> None:
+    """Ingest `path`, or rebuild the store when it is the word `reindex`."""
+    if path == "reindex":
+        url = sqlite_url(Path(data_dir) / "catalog.db")
+        again = ReindexJob(("docs",), Path(data_dir), url, chroma_url, chunk_tokens=40)
+        await reindex_stores(again, HashEmbedder("other", 32), say_and_wait)
+        return
     await ingest_paths(
         job(Path(data_dir), Path(path), chroma_url=chroma_url or None), HashEmbedder(), say
     )

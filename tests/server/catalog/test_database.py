@@ -89,7 +89,7 @@ async def test_a_failed_write_is_rolled_back(catalog: Catalog) -> None:
     async def half() -> None:
         async with catalog._write() as connection:
             await connection.exec_driver_sql(
-                "INSERT INTO stores VALUES ('vs_1', 't', 'n', '{}', 1, 1, 0, NULL, NULL)"
+                "INSERT INTO stores VALUES ('vs_1', 't', 'n', '{}', 1, 1, 0, NULL, NULL, 0, NULL)"
             )
             raise RuntimeError("stop")
 

@@ -18,7 +18,7 @@ import pytest
 
 from retrieval.search import connect
 from server.catalog import Catalog
-from server.cli import ingest, search, stores
+from server.cli import ingest, reindex, search, stores
 from server.cli.local import clean
 from server.settings import Settings
 
@@ -28,7 +28,7 @@ MAIN = "import sys; from server.cli import main; sys.exit(main())"
 def run(settings: Settings, *words: str) -> int:
     parser = argparse.ArgumentParser()
     subparsers = parser.add_subparsers()
-    for module in (ingest, search, stores):
+    for module in (ingest, reindex, search, stores):
         module.add_parser(subparsers).set_defaults(run=module.run)
     args = parser.parse_args(words)
     status: int = args.run(args, settings)
@@ -117,6 +117,7 @@ def test_a_file_that_cannot_be_read_is_named_and_gives_status_1(
         (("ingest", "."), "which store?"),
         (("ingest", ".", "--store", "none"), "reserved"),
         (("ingest", ".", "--store", "vs_" + "0" * 32), "no vector store has the id or name"),
+        (("reindex", "absent"), "no vector store has the id or name 'absent'"),
         (("search", "x"), "which store?"),
         (("search", "x", "--store", "absent"), "no vector store has the id or name 'absent'"),
         (("search", "  ", "--store", "absent"), "the question is empty"),
@@ -202,3 +203,27 @@ async def test_searching_with_another_embedder_is_refused(
     status = await anyio.to_thread.run_sync(run, settings, "search", "x", "--store", "docs")
     assert status == 1
     assert "'another' (3 dimensions)" in capsys.readouterr().err
+
+
+def test_reindex_rebuilds_with_the_settings_of_now(
+    settings: Settings, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(settings, "ingest", str(docs), "--store", "docs", "--quiet") == 0
+    finer = settings.model_copy(update={"chunk_tokens": 8})
+    capsys.readouterr()
+    assert run(finer, "reindex", "--all", "--json") == 0
+    captured = capsys.readouterr()
+    (report,) = json.loads(captured.out)
+    assert (report["store_name"], report["files"], report["failed"]) == ("docs", 2, [])
+    assert report["chunks"] > 2
+    assert "replaced tea.md" in captured.err
+    assert run(settings, "search", "Which zebra died out?", "--store", "docs") == 0
+    assert "[1] zebra.md" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [(), ("docs", "--all")])
+def test_reindex_wants_stores_or_all(
+    settings: Settings, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(settings, "reindex", *words) == 2
+    assert "name the stores, or say --all" in capsys.readouterr().err

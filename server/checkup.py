@@ -1,0 +1,71 @@
+"""Stores that this server cannot search as they are: found at the start and looked for while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from retrieval.errors import IndexMissing
+from retrieval.ingest.index import INDEX_FORMAT
+from retrieval.lexical import LexicalIndex
+from server.catalog import Catalog, CatalogError, Store
+
+log = logging.getLogger(__name__)
+
+#: How often the stores are looked at; a reindex in another process ends a warning.
+LOOK_SECONDS = 60.0
+
+
+class Checkup:
+    """Compares each store with the embedder and the formats of this server.
+
+    `warnings` is for `/ready`, which anyone may read: it counts, and names no store. The log names them.
+    """
+
+    def __init__(self, catalog: Catalog, lexical: LexicalIndex, embedder: str) -> None:
+        self._catalog = catalog
+        self._lexical = lexical
+        self._embedder = embedder
+        self._told: set[str] = set()
+        self.warnings: tuple[str, ...] = ()
+
+    async def watch(self) -> None:
+        """Look again and again, until it is cancelled."""
+        while True:
+            try:
+                await self.look()
+            except CatalogError as error:
+                log.warning("the stores could not be looked at: %s", error)
+            await asyncio.sleep(LOOK_SECONDS)
+
+    async def look(self) -> None:
+        """Look at every store once; what is new goes to the log. Raises CatalogError."""
+        outdated = await self._catalog.stores_of_other_format(INDEX_FORMAT)
+        found = []
+        for store in await self._catalog.every_store():
+            complaint = await self._complaint(store, outdated)
+            if complaint is not None:
+                found.append(
+                    f"the store {store.name!r} ({store.id}, tenant {store.tenant}) {complaint}: "
+                    f"run `groundwire reindex {store.id}`"
+                )
+        for line in found:
+            if line not in self._told:
+                log.warning("%s", line)
+        self._told = set(found)
+        self.warnings = (
+            (f"{len(found)} stores need `groundwire reindex`; the log names them",) if found else ()
+        )
+
+    async def _complaint(self, store: Store, outdated: set[str]) -> str | None:
+        if store.adopted is not None:
+            return None
+        if store.embedder is not None and store.embedder != self._embedder:
+            return f"was built with the embedder {store.embedder!r}, and {self._embedder!r} is set"
+        if store.id in outdated:
+            return "was cut by another version of groundwire"
+        try:
+            await asyncio.to_thread(self._lexical.count, store.index_name)
+        except IndexMissing:
+            return "has a keyword index that cannot be used"
+        return None
