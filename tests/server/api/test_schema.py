@@ -77,6 +77,11 @@ def check(running: Running, path: str, method: str, data: st.DataObject) -> None
     if operation.body:
         strategy = fitting | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
     case = data.draw(strategy)
+    # Names made up end at the first check: what is behind it wants one that exists.
+    if isinstance(case.body, dict) and data.draw(st.sampled_from([True, True, False])):
+        case.body.pop("model", None)
+    if "vector_store_id" in (case.path_parameters or {}):
+        case.path_parameters["vector_store_id"] = "docs"
     response = case.call(base_url=running.url, timeout=SECONDS)
     # The scripted engine says itself that it cannot do this.
     assert response.status_code < 500 or path == "/detokenize", response.text
@@ -90,7 +95,7 @@ EACH = pytest.mark.parametrize(("path", "method"), OPERATIONS)
 
 
 @EACH
-@settings(max_examples=12, deadline=None, suppress_health_check=QUIET, derandomize=True)
+@settings(max_examples=100, deadline=None, suppress_health_check=QUIET, derandomize=True)
 @given(data=st.data())
 def test_some_requests(shared: Running, path: str, method: str, data: st.DataObject) -> None:
     check(shared, path, method, data)
