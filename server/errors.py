@@ -124,6 +124,8 @@ TABLE: Mapping[type[Exception], Mapped] = {
     engine_errors.EngineRejected: Mapped(400, "invalid_request_error", None),
     engine_errors.EngineUnsupported: Mapped(404, "invalid_request_error", "unsupported"),
     engine_errors.EngineOverloaded: Mapped(503, "server_error", "overloaded", 1),
+    engine_errors.EngineUnreachable: Mapped(503, "server_error", "engine_unreachable", 5),
+    engine_errors.EngineTimeout: Mapped(504, "server_error", "engine_timeout"),
     engine_errors.EngineDead: Mapped(503, "server_error", "engine_dead", 30),
     engine_errors.EngineError: Mapped(500, "server_error", "engine_error"),
     catalog_errors.StoreNotFound: Mapped(404, "invalid_request_error", "store_not_found"),
@@ -165,18 +167,22 @@ def answer(error: Exception, request_id: str) -> ErrorAnswer:
     status, code = row.status, row.code
     if isinstance(error, engine_errors.EngineRejected):
         status, code = error.status, error.code
+    if isinstance(error, engine_errors.EngineOverloaded) and error.status == 429:
+        status, code = 429, "rate_limit_exceeded"
     message = str(error) or "internal error"
     if row is INTERNAL:
         message = f"internal error; the server's log has it under request id {request_id}"
     headers: dict[str, str] = {}
     retry_after = getattr(error, "retry_after_seconds", row.retry_after_seconds)
+    retry_after = getattr(error, "retry_after", None) or retry_after  # an upstream's own
     if retry_after is not None:
         headers["retry-after"] = str(retry_after)
     elif status >= 500 or status == 409:
         headers["x-should-retry"] = "false"
     if status == 401:
         headers["www-authenticate"] = "Bearer"
-    error_type = row.type if status < 500 or row.type == "server_error" else "server_error"
+    error_type = "rate_limit_error" if status == 429 else row.type
+    error_type = error_type if status < 500 or row.type == "server_error" else "server_error"
     return ErrorAnswer(
         status,
         headers,

@@ -49,12 +49,17 @@ class GroundingSettings:
     sticky_context_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Prepared:
-    """A request ready for the engine: what it asked, what it was given, and the body to send."""
+    """A request ready for the engine: what it asked, what it was given, and the body to send.
+
+    `bare` is the body without context. Not frozen: an engine that counts otherwise than we estimated may
+    refuse the context, which is then taken out before anything was said.
+    """
 
     plan: Plan
     body: Mapping[str, Any]
+    bare: Mapping[str, Any]
     completion_id: str
     recording: Recording
 
@@ -140,6 +145,7 @@ class Grounding:
             to_engine = engine_body(body, planned)
             stores = await self._stores(planned, caller)
         _salt(to_engine, caller)
+        bare = to_engine
         receipt = Receipt("off", link)
         if planned.searches:
             receipt = Receipt(
@@ -156,7 +162,7 @@ class Grounding:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
         recording.grounded_in(receipt)
-        return Prepared(planned, to_engine, recording.completion_id, recording)
+        return Prepared(planned, to_engine, bare, recording.completion_id, recording)
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -332,9 +338,13 @@ class Grounding:
         if self._refuses(prepared):
             raw = self._refusal(prepared)
         else:
-            raw = await self._answers.complete(
-                self._engine, prepared.body, prepared.completion_id, recording.trace
-            )
+            try:
+                raw = await self._answers.complete(
+                    self._engine, prepared.body, prepared.completion_id, recording.trace
+                )
+            except EngineRejected as error:
+                _without_context(prepared, error)
+                return await self.complete(prepared)
             await self._finished(prepared)
         model = prepared.plan.model
         if not prepared.grounded:
@@ -353,9 +363,13 @@ class Grounding:
         if self._refuses(prepared):
             events: Events = _refusal_events(prepared)
         else:
-            events = await self._answers.stream(
-                self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
-            )
+            try:
+                events = await self._answers.stream(
+                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
+                )
+            except EngineRejected as error:
+                _without_context(prepared, error)
+                return await self.stream(prepared, stack)
         stack.push_async_callback(events.aclose)
         if not prepared.grounded:
             return self._plain(prepared, events), None
@@ -440,6 +454,18 @@ async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         yield weave.event({**head, "choices": [], "usage": usage})
     yield weave.DONE
+
+
+def _without_context(prepared: Prepared, error: EngineRejected) -> None:
+    """Take the context out again if it may be what the engine has no room for; raises `error` if it is not."""
+    if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
+        raise error
+    prepared.body = prepared.bare
+    receipt = prepared.receipt
+    status = "miss" if receipt.status == "hit" else receipt.status
+    prepared.recording.grounded_in(
+        replace(receipt, status=status, reason="no_room", sources=(), found=(), context_tokens=0)
+    )
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

@@ -27,12 +27,12 @@ from server.catalog import Catalog
 from server.checkup import Checkup
 from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
-from server.engine.base import Engine, EngineDead, EngineRejected
+from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
-from server.settings import BUNDLED_CHAT_MODEL, Settings, child_environment
+from server.settings import BUNDLED_CHAT_MODEL, Settings, UpstreamSettings, child_environment
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
@@ -167,6 +167,10 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
         yield ScriptedEngine(Script(**settings.scripted))
         return
+    if settings.engine == "upstream":
+        async with _open_upstream(settings.engines[0], progress) as upstream:
+            yield upstream
+        return
     from server.engine.vllm_engine import VllmOptions, open_vllm
 
     model, args = settings.model, list(settings.vllm_args)
@@ -190,6 +194,17 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
         yield engine
 
 
+@asynccontextmanager
+async def _open_upstream(settings: UpstreamSettings, progress: Progress) -> AsyncIterator[Engine]:
+    from server.engine.upstream import UpstreamOptions, open_upstream
+
+    progress(f"using the engine {settings.name} at {settings.url}")
+    fields = settings.model_dump(exclude={"api_key"})
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+    async with open_upstream(UpstreamOptions(**fields, api_key=key)) as engine:
+        yield engine
+
+
 async def _warm_up(engine: Engine) -> None:
     """Run a request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
     messages = [{"role": "user", "content": "Warm up. " * 100}]
@@ -209,6 +224,8 @@ async def _watch(services: Services) -> None:
         except EngineDead as error:
             log.critical("%s", error)
             services.dead.set()
+        except EngineUnreachable:
+            pass  # `/ready` says so; it may come back
         await asyncio.sleep(HEALTH_SECONDS)
 
 

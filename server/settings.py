@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    BaseModel,
+    ConfigDict,
     Field,
     SecretStr,
     TypeAdapter,
@@ -55,6 +57,31 @@ def _words(value: Any) -> Any:
 
 
 Words = Annotated[list[str], NoDecode]
+
+
+class UpstreamSettings(BaseModel):
+    """One `[[engines]]` table: a server elsewhere that speaks OpenAI's API."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    url: str
+    api_key: SecretStr | None = None
+    models: list[str] = Field(default_factory=list)
+    max_model_len: int | None = Field(None, ge=1)
+    connect_timeout_seconds: float = Field(5.0, gt=0)
+    read_timeout_seconds: float = Field(300.0, gt=0)
+    send_cache_salt: bool = True
+
+    @field_validator("url")
+    @classmethod
+    def _with_path(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must start with http:// or https:// and name a host")
+        if parts.username or parts.query:
+            raise ValueError("takes no user and no query; the key goes into api_key")
+        return value.rstrip("/") if parts.path.strip("/") else f"{value.rstrip('/')}/v1"
 
 
 class Settings(BaseSettings):
@@ -118,7 +145,9 @@ class Settings(BaseSettings):
     )
 
     # The engine
-    engine: Literal["vllm", "scripted"] = Field("vllm", description="What generates the answers.")
+    engine: Literal["vllm", "scripted", "upstream"] = Field(
+        "vllm", description="What generates the answers."
+    )
     model: str = Field(
         BUNDLED_CHAT_MODEL, description="Chat model: a hub name, a folder, or the bundled one."
     )
@@ -137,6 +166,10 @@ class Settings(BaseSettings):
     )
     scripted: dict[str, Any] = Field(
         default_factory=dict, description="What the scripted engine does (see `docs/engines.md`)."
+    )
+    engines: list[UpstreamSettings] = Field(
+        default_factory=list,
+        description="Upstream engines, `[[engines]]` in the file (see `docs/engines.md`).",
     )
     tool_call_parser: str | None = Field(
         "hermes", description="vLLM's tool parser for `tool_choice: auto`; empty turns auto off."
@@ -323,6 +356,12 @@ class Settings(BaseSettings):
                 f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
                 f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
             )
+        if (self.engine == "upstream") != bool(self.engines):
+            raise ValueError(
+                "engines: `engine = 'upstream'` and at least one [[engines]] table go together"
+            )
+        if len(self.engines) > 1:
+            raise ValueError("engines: more than one is not supported yet")
         if self.chunk_overlap_tokens > self.chunk_tokens // 2:
             raise ValueError("chunk_overlap_tokens: at most half of chunk_tokens")
         return self

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.engine.real"]
+pytest_plugins = ["tests.engine.real", "tests.server.api.bench"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

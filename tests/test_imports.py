@@ -57,6 +57,7 @@ IMPORTERS = {
     },
     "server.engine.vllm_engine": {"server.services"},
     # Settings check the script while they are read, so that a mistake names its field.
+    "server.engine.upstream": {"server.services", "server.engine.upstream.*"},
     "server.engine.scripted": {"server.services", "server.settings"},
     "retrieval.search.chroma": {"retrieval.search", "retrieval.search.*"},
     "server.catalog.tables": {"server.catalog.*"},

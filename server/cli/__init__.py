@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 HELP = {
     "data_dir": "catalog, uploaded bytes, vectors and keyword index",
     "model": "chat model: a hub name, a folder, or the bundled one",
-    "engine": "vllm or scripted",
+    "engine": "vllm, upstream or scripted",
     "host": "address to listen on",
     "port": "port to listen on; 0 picks a free one",
     "default_store": "store that grounds requests which choose none",

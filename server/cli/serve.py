@@ -55,10 +55,11 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
     logging.basicConfig(
         level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
-    if settings.engine == "scripted" and settings.vllm_args:
+    if settings.engine != "vllm" and settings.vllm_args:
         flags = " ".join(settings.vllm_args)
         print(
-            f"groundwire: unrecognized arguments for the scripted engine: {flags}", file=sys.stderr
+            f"groundwire: unrecognized arguments for the {settings.engine} engine: {flags}",
+            file=sys.stderr,
         )
         return 2
     for noisy in ("httpx", "httpcore", "chromadb", "openvino"):

@@ -29,7 +29,23 @@ class EngineRejected(EngineError):
 
 
 class EngineOverloaded(EngineError):
-    """The engine's queue is full; the same request may go through later."""
+    """The engine's queue is full; the same request may go through later.
+
+    `status` and `retry_after` (a `Retry-After` header) are what an upstream said of it.
+    """
+
+    def __init__(self, message: str, *, status: int = 503, retry_after: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+
+
+class EngineUnreachable(EngineError):
+    """An engine elsewhere does not answer now; it may come back while this process lives."""
+
+
+class EngineTimeout(EngineUnreachable):
+    """An engine elsewhere took the request and then said nothing for too long; it may still work on it."""
 
 
 class EngineDead(EngineError):
@@ -116,4 +132,4 @@ class Engine(Protocol):
         """What the engine measured of a finished request, once; None if it does not tell."""
 
     def check_health(self) -> None:
-        """Raises EngineDead once the engine cannot answer any more."""
+        """Raises EngineDead once the engine cannot answer any more, EngineUnreachable while it does not."""

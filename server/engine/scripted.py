@@ -130,8 +130,7 @@ class ScriptedEngine:
         return self._events(body, request_id, prompt_tokens)
 
     async def count_tokens(self, body: Body) -> int:
-        # Four per message, as ChatML frames one: start marker, role, newline, end marker.
-        return sum(len(TOKEN.findall(text)) + 4 for text in _texts(body)) + 3
+        return len(_prompt(body))
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         return [len(TOKEN.findall(text)) for text in texts]
@@ -232,13 +231,12 @@ class ScriptedEngine:
     async def _tokenize(self, request: Request) -> Response:
         try:
             body = orjson.loads(await request.body())
-            text = body["prompt"] if "prompt" in body else "\n".join(_texts(body))
-            TOKEN.findall(text)
+            found = TOKEN.findall(body["prompt"]) if "prompt" in body else _prompt(body)
         except (ValueError, TypeError, AttributeError) as error:
             message = f"prompt must be a string, or messages a list: {error}"
             body = {"error": {"message": message, "type": "x", "param": "prompt", "code": 400}}
             return JSONResponse(body, status_code=400)
-        tokens = [sum(token.encode()) for token in TOKEN.findall(text)]
+        tokens = [sum(token.encode()) for token in found]
         return JSONResponse(
             {"count": len(tokens), "max_model_len": self.max_model_len, "tokens": tokens}
         )
@@ -264,6 +262,14 @@ def _error_event(message: str) -> bytes:
         + orjson.dumps({"error": {"message": message, "type": "server_error", "code": 500}})
         + b"\n\n"
     )
+
+
+def _prompt(body: Body) -> list[str]:
+    """The tokens of a chat's prompt, each message framed as ChatML frames one."""
+    tokens = []
+    for text in _texts(body):
+        tokens += ["<|im_start|>", "role", "\n", *TOKEN.findall(text), "<|im_end|>"]
+    return [*tokens, "<|im_start|>", "assistant", "\n"]
 
 
 def _texts(body: Body) -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,26 +13,60 @@ import pytest
 
 from server.engine.base import Engine, EngineDead, EngineRejected
 from server.engine.scripted import Script, ScriptedEngine
+from server.engine.upstream import UpstreamOptions, open_upstream
 from tests.engine.real import RealServer
+from tests.server.api.bench import Bench
 
 T = TypeVar("T")
 
 
+SCRIPT = Script(answer="one two three four five six seven eight", token_seconds=0.01)
+
+
 @dataclass(frozen=True)
 class Case:
-    """An engine and how to run its coroutines."""
+    """An engine and how to run its coroutines. `tells`: it tells its timings."""
 
     engine: Engine
     run: Callable[[Coroutine[Any, Any, T]], T]
+    tells: bool = True
 
 
-@pytest.fixture(params=["scripted", pytest.param("vllm", marks=pytest.mark.engine)])
-def case(request: pytest.FixtureRequest) -> Case:
+@contextmanager
+def over_http(url: str) -> Iterator[Case]:
+    with asyncio.Runner() as runner:
+        opened = open_upstream(UpstreamOptions("far", f"{url}/v1"))
+        engine = runner.run(opened.__aenter__())
+        try:
+            yield Case(engine, runner.run, tells=False)
+        finally:
+            runner.run(opened.__aexit__(None, None, None))
+
+
+@pytest.fixture(
+    params=[
+        "scripted",
+        "upstream-scripted",
+        pytest.param("vllm", marks=pytest.mark.engine),
+        pytest.param("upstream-vllm", marks=pytest.mark.engine),
+    ]
+)
+def case(request: pytest.FixtureRequest) -> Iterator[Case]:
+    """`upstream-scripted` is our own server's, retrieval off; `upstream-vllm` is vLLM's own."""
     if request.param == "scripted":
-        script = Script(answer="one two three four five six seven eight", token_seconds=0.01)
-        return Case(ScriptedEngine(script), asyncio.run)
+        yield Case(ScriptedEngine(SCRIPT), asyncio.run)
+        return
+    if request.param == "upstream-scripted":
+        bench: Bench = request.getfixturevalue("bench")
+        with bench.serve(SCRIPT, default_store=None) as running, over_http(running.url) as far:
+            yield far
+        return
     real: RealServer = request.getfixturevalue("real")
-    return Case(real.engine, real.run)
+    if request.param == "vllm":
+        yield Case(real.engine, real.run)
+        return
+    with over_http(real.bare_url) as far:
+        yield far
 
 
 def body(case: Case, **fields: Any) -> dict[str, Any]:
@@ -76,6 +111,9 @@ def test_timings_are_told_once(case: Case) -> None:
     request = body(case)
     answer = json.loads(case.run(case.engine.complete(request, "chatcmpl-ad")))
     timings = case.engine.timings("chatcmpl-ad")
+    if not case.tells:
+        assert timings is None
+        return
     assert timings is not None
     assert timings.completion_tokens == answer["usage"]["completion_tokens"]
     assert timings.prompt_tokens == answer["usage"]["prompt_tokens"]

@@ -55,6 +55,8 @@ EXPECTED = {
     "EngineRejected": (400, None, None),
     "EngineUnsupported": (404, "unsupported", None),
     "EngineOverloaded": (503, "overloaded", "1"),
+    "EngineUnreachable": (503, "engine_unreachable", "5"),
+    "EngineTimeout": (504, "engine_timeout", None),
     "EngineDead": (503, "engine_dead", "30"),
     "EngineError": (500, "engine_error", None),
     "StoreNotFound": (404, "store_not_found", None),
@@ -142,6 +144,14 @@ def test_the_engines_own_status_is_kept(status: int, error_type: str, retry: str
         "param": "messages",
         "code": "context_length_exceeded",
     }
+
+
+def test_an_upstreams_limit_is_passed_on() -> None:
+    error = engine_errors.EngineOverloaded("slow down", status=429, retry_after="17")
+    told = errors.answer(error, "req_1")
+    assert (told.status, told.headers["retry-after"]) == (429, "17")
+    assert told.body["error"]["type"] == "rate_limit_error"
+    assert told.body["error"]["code"] == "rate_limit_exceeded"
 
 
 class Inner(BaseModel):

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 from fastapi import FastAPI
 
 from retrieval.pipeline import DenseSearch
 from server.app import create_app
 from server.auth import Keys, Links
+from server.engine.base import Engine
 from server.engine.scripted import Script, ScriptedEngine
 from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
@@ -124,11 +126,15 @@ class Bench:
         *,
         dense: DenseSearch | None = None,
         key: str | None = None,
+        instead: Engine | None = None,
         **changes: Any,
     ) -> Iterator[Running]:
-        """An app of its own over the shared parts. `key` is what its client sends."""
+        """An app of its own over the shared parts.
+
+        `key` is what its client sends; `instead` is an engine to serve in place of the scripted one.
+        """
         settings = Settings(**{**self.settings.model_dump(exclude_unset=True), **changes})
-        services, engine = self._services(settings, script or Script(answer=ANSWER), dense)
+        services, engine = self._services(settings, script or Script(answer=ANSWER), dense, instead)
         app = create_app(settings, services)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         with (
@@ -140,7 +146,11 @@ class Bench:
             yield Running(url, app, services, engine, client)
 
     def _services(
-        self, settings: Settings, script: Script, dense: DenseSearch | None
+        self,
+        settings: Settings,
+        script: Script,
+        dense: DenseSearch | None,
+        instead: Engine | None,
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
         embedder = base.retriever._retriever._embedder._embedder  # type: ignore[attr-defined]
@@ -150,10 +160,10 @@ class Bench:
         made = replace(
             base,
             settings=settings,
-            engine=engine,
+            engine=instead or engine,
             retriever=retriever,
             grounding=Grounding(
-                engine,
+                instead or engine,
                 retriever,
                 base.catalog,
                 conversations(settings, metrics),
@@ -253,3 +263,9 @@ def open_bench(folder: Path) -> Iterator[Bench]:
         bench.loop.call_soon_threadsafe(stop.set)
         thread.join(DEADLINE_SECONDS)
         assert not thread.is_alive(), "the server did not end"
+
+
+@pytest.fixture(scope="session")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with open_bench(tmp_path_factory.mktemp("bench")) as opened:
+        yield opened

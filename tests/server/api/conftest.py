@@ -1,4 +1,4 @@
-"""The shared server; and one app over it with the settings that most tests want."""
+"""One app over the shared server, with the settings that most tests want."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.api.bench import Bench, Running, open_bench
-
-
-@pytest.fixture(scope="session")
-def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with open_bench(tmp_path_factory.mktemp("bench")) as opened:
-        yield opened
+from tests.server.api.bench import Bench, Running
 
 
 @pytest.fixture(scope="session")

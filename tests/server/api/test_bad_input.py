@@ -271,7 +271,7 @@ def test_a_question_of_megabytes_does_not_hang(bench: Bench) -> None:
 def test_the_open_routes_of_the_engine(shared: Running) -> None:
     assert shared.client.get("/version").json() == {"version": "scripted"}
     assert shared.client.post("/tokenize", json={"prompt": "one two"}).json()["count"] == 2
-    assert shared.client.post("/tokenize", json=chat("one two")).json()["count"] == 2
+    assert shared.client.post("/tokenize", json=chat("one two")).json()["count"] == 9
     for content in (*NOT_JSON, *NO_OBJECT, b'{"prompt": 5}', b'{"messages": [5]}'):
         response = post(shared, content, path="/tokenize")
         assert 400 <= response.status_code < 500, content[:40]
