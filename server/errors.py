@@ -138,6 +138,8 @@ TABLE: Mapping[type[Exception], Mapped] = {
     retrieval_errors.DataDirectoryInUse: Mapped(503, "server_error", "data_directory_in_use", 5),
     retrieval_errors.UnreadableFile: Mapped(400, "invalid_request_error", "unsupported_file"),
     retrieval_errors.TextTooLong: Mapped(400, "invalid_request_error", "context_length_exceeded"),
+    retrieval_errors.DimensionMismatch: Mapped(409, "invalid_request_error", "dimension_mismatch"),
+    retrieval_errors.EmbedderError: Mapped(500, "server_error", "embedder_unavailable"),
     retrieval_errors.RetrievalError: Mapped(500, "server_error", "retrieval_error"),
 }
 

@@ -16,6 +16,7 @@ from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
 from retrieval.types import Drop, Passage, Query, Retrieval
 from server import weave
+from server.adopted import Indexes
 from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
@@ -114,7 +115,7 @@ class Grounding:
         conversations: Conversations,
         answers: Answers,
         settings: GroundingSettings,
-        embedder: str,
+        indexes: Indexes,
     ) -> None:
         self._engine = engine
         self._retriever = retriever
@@ -122,7 +123,7 @@ class Grounding:
         self._conversations = conversations
         self._answers = answers
         self._settings = settings
-        self._embedder = embedder
+        self._indexes = indexes
         self._breaker = Breaker(engine.special_tokens)
 
     async def prepare(
@@ -255,9 +256,10 @@ class Grounding:
 
     async def _retrieve(self, planned: Plan, stores: tuple[Store, ...], trace: Trace) -> Retrieval:
         for store in stores:
-            if store.embedder is not None and store.embedder != self._embedder:
-                conflict = EmbedderConflict(store.name or store.id, store.embedder, self._embedder)
-                raise IndexMissing(str(conflict))
+            try:
+                await self._indexes.ready(store, self._settings.timeout_seconds)
+            except EmbedderConflict as conflict:
+                raise IndexMissing(str(conflict)) from conflict
         text = planned.question[:MAX_QUERY_CHARACTERS]
         also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
         names = tuple(store.index_name for store in stores)

@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import QueryBatcher, WholeTexts
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import (
+    Dense,
     DenseSearch,
     FusionSettings,
     QueryEmbedder,
@@ -21,6 +22,7 @@ from retrieval.pipeline import (
 from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes, vector_bytes
 from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
+from server.adopted import Indexes, QuerySide
 from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
@@ -56,6 +58,7 @@ class Services:
     vocabulary: Vocabulary
     vectors: VectorStore
     lexical: LexicalIndex
+    indexes: Indexes
     catalog: Catalog
     grounding: Grounding
     models: Models
@@ -102,11 +105,16 @@ async def open_services(
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        indexes = Indexes(settings, QuerySide.of(embedder, batcher))
+        stack.push_async_callback(indexes.close)
+        await indexes.warm(await catalog.every_store())
         reranker = await stack.enter_async_context(reranker_of(settings, progress))
         if engine is None:
             engine = await stack.enter_async_context(_open_engine(settings, progress))
         lexical = LexicalIndex(settings.data_dir / "lexical")
-        retriever = cached_retriever(settings, metrics, batcher, handle.store, lexical, reranker)
+        retriever = cached_retriever(
+            settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
+        )
         secret = signing_key(settings.data_dir / "secret")
         services = Services(
             settings=settings,
@@ -116,6 +124,7 @@ async def open_services(
             vocabulary=vocabulary,
             vectors=handle.store,
             lexical=lexical,
+            indexes=indexes,
             catalog=catalog,
             grounding=Grounding(
                 engine,
@@ -124,7 +133,7 @@ async def open_services(
                 conversations(settings, metrics),
                 answers(settings, metrics),
                 _grounding(settings),
-                embedder.name,
+                indexes,
             ),
             models=Models(
                 chat=tuple(card.id for card in await engine.models()),
@@ -135,7 +144,7 @@ async def open_services(
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, secret),
             links=Links(secret, signed=bool(settings.api_keys)),
-            checkup=Checkup(catalog, lexical, embedder.name),
+            checkup=Checkup(catalog, lexical, embedder.name, indexes.check),
         )
         watch = asyncio.ensure_future(_watch(services))
         stack.callback(watch.cancel)
@@ -262,17 +271,25 @@ def cached_retriever(
     dense: DenseSearch,
     lexical: LexicalIndex,
     reranker: Reranker | None = None,
+    *,
+    elsewhere: Callable[[str], Dense | None] = lambda _: None,
 ) -> CachedRetriever:
-    """The retriever as the settings say it is, behind its caches."""
+    """The retriever as the settings say it is, behind its caches; `elsewhere` as in `Retriever`."""
     size, seconds = settings.cache_bytes, settings.cache_ttl_seconds
-    remembering = CachedEmbedder(
-        embedder,
-        Cache(
-            Bounds(settings.embedding_cache_entries, size, seconds),
-            vector_bytes,
-            observer=CacheCounts(metrics, "embedding"),
-        ),
+    vectors = Cache(
+        Bounds(settings.embedding_cache_entries, size, seconds),
+        vector_bytes,
+        observer=CacheCounts(metrics, "embedding"),
     )
+    remembering = CachedEmbedder(embedder, vectors)
+
+    def remembered(index_name: str) -> Dense | None:
+        found = elsewhere(index_name)
+        if found is None:
+            return None
+        other = CachedEmbedder(found.embedder, vectors, found.key)
+        return replace(found, embedder=other, known_vector=other.known)
+
     retriever = Retriever(
         remembering,
         dense,
@@ -281,6 +298,7 @@ def cached_retriever(
         reranker,
         RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
         known_vector=remembering.known,
+        elsewhere=remembered,
     )
     cache = Cache(
         Bounds(settings.retrieval_cache_entries, size, seconds),

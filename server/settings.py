@@ -410,6 +410,22 @@ def load_settings(flags: dict[str, Any] | None = None) -> Settings:
         raise SettingsError(str(error)) from error
 
 
+def headers_of(variable: str) -> dict[str, str]:
+    """HTTP headers out of a variable that holds `Name: value`, one a line. Raises SettingsError."""
+    held = os.environ.get(variable)
+    if held is None:
+        raise SettingsError(f"the environment variable {variable} is not set")
+    headers = {}
+    for line in held.splitlines():
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise SettingsError(
+                f"the environment variable {variable} must hold `Name: value`, one header a line"
+            )
+        headers[name.strip()] = value.strip()
+    return headers
+
+
 def _refuse_unknown_variables() -> None:
     known = {f"{ENV_PREFIX}{name.upper()}" for name in Settings.model_fields} | {
         f"{ENV_PREFIX}CONFIG"

@@ -14,10 +14,12 @@ from retrieval.errors import DataDirectoryInUse, StoreUnavailable
 from retrieval.search.base import ChromaEndpoint, VectorRow, VectorStore
 from retrieval.search.child import ChromaChild
 from retrieval.search.chroma import ChromaStore
+from retrieval.search.collections import ChromaCollections
 from retrieval.search.lease import Lease, Published
 
 __all__ = [
     "ChromaChild",
+    "ChromaCollections",
     "ChromaEndpoint",
     "ChromaStore",
     "Connection",

@@ -125,7 +125,7 @@ class ChromaStore:
             }
             write = methodcaller("upsert", **payload)
             async with self._answering(self._write_timeout_seconds) as connection:
-                await _on_collection(connection, store_id, write, create=True)
+                await on_collection(connection, store_id, write, create=True)
 
     async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:
         if k < 1:
@@ -134,7 +134,7 @@ class ChromaStore:
             "query", query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"]
         )
         async with self._answering(self._query_timeout_seconds) as connection:
-            found = await _on_collection(connection, store_id, ask)
+            found = await on_collection(connection, store_id, ask)
         if found is None:
             return []
         pairs = zip(found["ids"][0], found["distances"][0], strict=True)
@@ -144,14 +144,14 @@ class ChromaStore:
         for start in range(0, len(ids), DELETE_BATCH):
             delete = methodcaller("delete", ids=list(ids[start : start + DELETE_BATCH]))
             async with self._answering(self._write_timeout_seconds) as connection:
-                await _on_collection(connection, store_id, delete)
+                await on_collection(connection, store_id, delete)
 
     async def delete_file(self, store_id: str, file_id: str, keep_hash: str | None = None) -> None:
         where: dict[str, Any] = {"file_id": file_id}
         if keep_hash is not None:
             where = {"$and": [where, {"content_hash": {"$ne": keep_hash[:HASH_DIGITS]}}]}
         async with self._answering(self._write_timeout_seconds) as connection:
-            await _on_collection(connection, store_id, methodcaller("delete", where=where))
+            await on_collection(connection, store_id, methodcaller("delete", where=where))
 
     async def delete_store(self, store_id: str) -> None:
         async with self._answering(self._write_timeout_seconds) as connection:
@@ -160,7 +160,7 @@ class ChromaStore:
 
     async def count(self, store_id: str) -> int:
         async with self._answering(self._query_timeout_seconds) as connection:
-            found: int | None = await _on_collection(connection, store_id, methodcaller("count"))
+            found: int | None = await on_collection(connection, store_id, methodcaller("count"))
         return found or 0
 
     async def heartbeat(self) -> None:
@@ -235,7 +235,7 @@ def _metadata(row: VectorRow) -> dict[str, str | int]:
     }
 
 
-async def _on_collection(
+async def on_collection(
     connection: _Connection,
     store_id: str,
     call: Callable[[Any], Awaitable[Any]],

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from retrieval.errors import IndexMissing
+from retrieval.types import HASH_DIGITS, Passage, passage_id
 from server.deps import ServicesDep, caller_of
 from server.errors import NotFound
+from server.services import Services
 
 router = APIRouter()
 
@@ -28,6 +33,7 @@ async def retrieve_passage(
     passage = None
     if number is not None:
         passage = await services.catalog.passage(file_id, content_hash, number, tenant)
+        passage = passage or await _adopted(services, tenant, file_id, content_hash, number)
     if passage is None:
         raise NotFound("no such passage: its file was deleted or has changed since")
     body: dict[str, Any] = {
@@ -44,3 +50,21 @@ async def retrieve_passage(
     # Documents are not ours to vouch for: nothing in them may run or load where they are shown.
     headers = {"content-security-policy": "default-src 'none'", "x-content-type-options": "nosniff"}
     return JSONResponse(body, headers=headers)
+
+
+async def _adopted(
+    services: Services, tenant: str, file_id: str, content_hash: str, chunk: int
+) -> Passage | None:
+    """The passage in one of the tenant's adopted stores: the catalog has none of theirs."""
+    if len(content_hash) < HASH_DIGITS:
+        return None
+    wanted = passage_id(file_id, content_hash, chunk)
+    for store in await services.catalog.list_stores(tenant):
+        if store.adopted is None:
+            continue
+        with suppress(IndexMissing):
+            found = await asyncio.to_thread(services.lexical.passages, store.index_name, [wanted])
+            passage = found.get(wanted)
+            if passage is not None and passage.content_hash.startswith(content_hash):
+                return passage
+    return None

@@ -12,7 +12,6 @@ from retrieval.trace import Trace
 from retrieval.types import Query, WeightedText
 from server import receipts
 from server.auth import Caller
-from server.catalog import EmbedderConflict
 from server.deps import CallerDep, ServicesDep, admitted, read_json
 from server.errors import BadRequest
 from server.grounding import MAX_QUERY_CHARACTERS
@@ -55,9 +54,8 @@ async def _search(
     """Raises BadRequest for what is not built, StoreNotFound, AmbiguousStore, EmbedderConflict, RetrievalError."""
     _refuse_unbuilt(asked)
     store = await services.catalog.find_store(caller.tenant, store_ref)
-    embedder = services.models.embedder
-    if store.embedder is not None and store.embedder != embedder:
-        raise EmbedderConflict(store.name or store.id, store.embedder, embedder)
+    deadline = services.settings.retrieval_timeout_seconds
+    await services.indexes.ready(store, deadline)
     first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
     also = tuple(WeightedText(text) for text in others)
     ranking = asked.ranking_options or RankingOptions()
@@ -66,7 +64,7 @@ async def _search(
         query,
         trace,
         scope=((store.tenant, store.version),),
-        timeout_seconds=services.settings.retrieval_timeout_seconds,
+        timeout_seconds=deadline,
     )
     threshold = ranking.score_threshold or 0.0
     good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]

@@ -33,22 +33,25 @@ def new_file_id() -> str:
 class Adopted:
     """A collection that something else fills: where it is, how its rows read, what it held when last read.
 
-    `embedder` is the name to load, `query_prefix` None what that embedder was trained with. `space` is the
-    collection's distance; `unit` says that its vectors have length 1.
+    `headers_env` is the variable that holds the connection's headers, which are themselves never kept.
+    `embedder` is the name to load, `query_prefix` None what that embedder was trained with; `text_field` None
+    is Chroma's own document.
     """
 
     chroma_url: str
     collection: str
     embedder: str
-    query_prefix: str | None
-    text_field: str | None
-    title_field: str
-    source_field: str
-    space: str
-    unit: bool
-    rows: int
-    passages: int
-    files: int
+    chroma_tenant: str = "default_tenant"
+    chroma_database: str = "default_database"
+    headers_env: str | None = None
+    query_prefix: str | None = None
+    text_field: str | None = None
+    title_field: str = "title"
+    source_field: str = "source"
+    page_field: str = "page"
+    rows: int = 0
+    passages: int = 0
+    files: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,24 +84,30 @@ async def _search(
     from retrieval.search import connect
     from retrieval.trace import Trace
     from retrieval.types import Query
+    from server.adopted import Indexes, QuerySide
     from server.catalog import LOCAL_TENANT, Catalog
     from server.services import fusion_settings
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
         store = await catalog.find_store(LOCAL_TENANT, ref)
         embedder = await open_embedder(settings, quiet=True)
-        if store.embedder is not None:
+        if store.embedder is not None and store.adopted is None:
             await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
     batcher = QueryBatcher(embedder)
+    indexes = Indexes(settings, QuerySide.of(embedder, batcher))
     try:
+        await indexes.ready(store)
         async with connect(settings.data_dir, settings.chroma_url) as chroma:
             lexical = LexicalIndex(settings.data_dir / "lexical")
-            retriever = Retriever(batcher, chroma.store, lexical, fusion_settings(settings))
+            retriever = Retriever(
+                batcher, chroma.store, lexical, fusion_settings(settings), elsewhere=indexes.dense
+            )
             query = Query(question, (store.index_name,), top_k)
             # The first query of a process pays for opening models and connections: a server does not.
             await retriever.retrieve(query, Trace())
             return store, await retriever.retrieve(query, trace)
     finally:
+        await indexes.close()
         await batcher.close()
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from server.cli.local import clean
 
 if TYPE_CHECKING:
-    from server.catalog import Store, StoreTotals
+    from server.catalog import Catalog, Store, StoreTotals
     from server.settings import Settings
 
 
@@ -49,9 +49,17 @@ async def _stores(settings: Settings) -> list[tuple[Store, StoreTotals]]:
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
         return [
-            (store, await catalog.store_totals(store.id))
+            (store, await _totals(catalog, store))
             for store in await catalog.list_stores(LOCAL_TENANT)
         ]
+
+
+async def _totals(catalog: Catalog, store: Store) -> StoreTotals:
+    from server.catalog import StoreTotals
+
+    if store.adopted is None:
+        return await catalog.store_totals(store.id)
+    return StoreTotals(store.adopted.files, store.adopted.passages, usage_bytes=0)
 
 
 def _print(stores: list[tuple[Store, StoreTotals]]) -> None:
@@ -60,8 +68,11 @@ def _print(stores: list[tuple[Store, StoreTotals]]) -> None:
     from rich.text import Text
 
     # An id is there to be copied: it must not be broken over lines.
-    table = Table("name", Column("id", no_wrap=True), "files", "passages", "embedder")
+    table = Table(
+        "name", Column("id", no_wrap=True), "files", "passages", "embedder", "adopted from"
+    )
     for store, totals in stores:
-        cells = (store.name, store.id, totals.files, totals.passages, store.embedder or "-")
+        source = store.adopted.collection if store.adopted else "-"
+        cells = (store.name, store.id, totals.files, totals.passages, store.embedder or "-", source)
         table.add_row(*(Text(clean(str(cell)), overflow="fold") for cell in cells))
     Console().print(table)

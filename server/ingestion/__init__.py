@@ -1,12 +1,15 @@
 """Ingestion: files and folders become a searchable store."""
 
+from server.ingestion.adopt import AdoptJob, adopt_collection
 from server.ingestion.ingest import ingest_paths
 from server.ingestion.lock import IngestBusy, IngestError
 from server.ingestion.reindex import ReindexJob, reindex_stores
-from server.ingestion.report import IngestEvent, IngestReport, ReindexReport
+from server.ingestion.report import AdoptReport, IngestEvent, IngestReport, ReindexReport
 from server.ingestion.run import IngestJob
 
 __all__ = [
+    "AdoptJob",
+    "AdoptReport",
     "IngestBusy",
     "IngestError",
     "IngestEvent",
@@ -14,6 +17,7 @@ __all__ = [
     "IngestReport",
     "ReindexJob",
     "ReindexReport",
+    "adopt_collection",
     "ingest_paths",
     "reindex_stores",
 ]

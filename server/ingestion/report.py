@@ -63,3 +63,24 @@ class ReindexReport:
     @property
     def ok(self) -> bool:
         return not self.failed
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptReport:
+    """What was found in an adopted collection.
+
+    Rows without text are `rows - passages`; `files` counts different sources. `agreement` is the median cosine
+    of a few of its vectors to those that `embedder` makes of their texts; `space` is its distance.
+    """
+
+    store_id: str
+    store_name: str
+    collection: str
+    embedder: str
+    dimension: int
+    space: str
+    agreement: float
+    rows: int
+    passages: int
+    files: int
+    seconds: float

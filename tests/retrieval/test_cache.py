@@ -203,7 +203,7 @@ class Ones:
 @pytest.mark.anyio
 async def test_a_kept_vector_is_read_only_and_apart_from_its_batch() -> None:
     ones = Ones()
-    cache: Cache[str, Vectors] = Cache(Bounds(4, 1000), lambda _, vector: vector.nbytes)
+    cache: Cache[tuple[str, str], Vectors] = Cache(Bounds(4, 1000), lambda _, vector: vector.nbytes)
     embedder = CachedEmbedder(ones, cache)
     assert embedder.known("tea") is None
     vectors = [await embedder.embed("tea") for _ in range(2)]
@@ -303,7 +303,7 @@ async def test_a_waiter_keeps_its_own_deadline() -> None:
 async def test_a_known_vector_needs_no_embedding_and_shows_no_stage(tmp_path: Path) -> None:
     write(tmp_path, "a", "The quagga.")
     ones, index = Ones(), LexicalIndex(tmp_path)
-    cache: Cache[str, Vectors] = Cache(Bounds(4, 1000), lambda _, vector: vector.nbytes)
+    cache: Cache[tuple[str, str], Vectors] = Cache(Bounds(4, 1000), lambda _, vector: vector.nbytes)
     embedder = CachedEmbedder(ones, cache)
     retriever = Retriever(embedder, NoDense(), index, known_vector=embedder.known)
     first, again, other = Trace(), Trace(), Trace()

@@ -27,7 +27,11 @@ async def store(catalog: Catalog) -> Store:
 
 
 def checkup(catalog: Catalog, tmp_path: Path, embedder: str = "minilm") -> Checkup:
-    return Checkup(catalog, LexicalIndex(tmp_path / "lexical"), embedder)
+    return Checkup(catalog, LexicalIndex(tmp_path / "lexical"), embedder, nothing)
+
+
+async def nothing(store: Store) -> str | None:  # noqa: ARG001
+    return None
 
 
 async def test_a_fitting_store_gives_no_warning(

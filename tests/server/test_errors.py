@@ -64,6 +64,8 @@ EXPECTED = {
     "AmbiguousStore": (400, "ambiguous_store", None),
     "EmbedderConflict": (409, "embedder_conflict", None),
     "CatalogError": (500, "catalog_error", None),
+    "DimensionMismatch": (409, "dimension_mismatch", None),
+    "EmbedderError": (500, "embedder_unavailable", None),
     "StoreUnavailable": (503, "store_unavailable", "1"),
     "DeadlineExceeded": (503, "retrieval_timeout", "1"),
     "DataDirectoryInUse": (503, "data_directory_in_use", "5"),

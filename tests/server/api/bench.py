@@ -153,9 +153,14 @@ class Bench:
         instead: Engine | None,
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
-        embedder = base.retriever._retriever._embedder._embedder  # type: ignore[attr-defined]
+        embedder = base.retriever._retriever._own.embedder._embedder  # type: ignore[attr-defined]
         retriever = cached_retriever(
-            settings, metrics, embedder, dense or base.vectors, base.lexical
+            settings,
+            metrics,
+            embedder,
+            dense or base.vectors,
+            base.lexical,
+            elsewhere=base.indexes.dense,
         )
         made = replace(
             base,
@@ -169,7 +174,7 @@ class Bench:
                 conversations(settings, metrics),
                 answers(settings, metrics),
                 _grounding(settings),
-                base.models.embedder,
+                base.indexes,
             ),
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
