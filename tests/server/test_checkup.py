@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.lexical import LexicalIndex, LexicalWriter
-from server.catalog import Catalog, FileVersion, Store, sqlite_url
+from server.catalog import Adopted, Catalog, FileVersion, Store, sqlite_url
 from server.checkup import Checkup
 
 pytestmark = pytest.mark.anyio
@@ -73,3 +73,20 @@ async def test_a_damaged_keyword_index(catalog: Catalog, store: Store, tmp_path:
     looking = checkup(catalog, tmp_path)
     await looking.look()
     assert len(looking.warnings) == 1
+
+
+async def test_an_adopted_store_is_asked_about_and_not_reindexed(
+    catalog: Catalog, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adopted = Adopted("http://127.0.0.1:1", "zoo", "bge")
+    await catalog.switch_adopted(store.id, 1, "bge", 512, adopted)
+
+    async def moved(asked: Store) -> str | None:
+        assert asked.adopted == adopted
+        return "holds 5 rows, and 4 when it was last read: run `groundwire adopt` again"
+
+    looking = Checkup(catalog, LexicalIndex(tmp_path / "lexical"), "minilm", moved)
+    await looking.look()
+    assert len(looking.warnings) == 1
+    assert "holds 5 rows" in caplog.text
+    assert "reindex" not in caplog.text

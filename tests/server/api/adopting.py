@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import chromadb
 from chromadb.config import Settings as ChromaSettings
 
 from retrieval.embed import Embedder, Vectors
+from retrieval.search import ChromaChild
 from server.embedding import open_embedder, open_other
 from server.ingestion import AdoptJob, AdoptReport, adopt_collection
 from tests.server.api.bench import Bench
@@ -96,3 +99,14 @@ def search(running: Any, store: str, query: str, **options: Any) -> Any:
 
 def texts(response: Any) -> list[str]:
     return [part["text"] for one in response.json()["data"] for part in one["content"]]
+
+
+@contextmanager
+def open_elsewhere(bench: Bench, folder: Path) -> Iterator[Elsewhere]:
+    """A Chroma server of its own."""
+    child = ChromaChild(folder)
+    bench.run(child.__aenter__())
+    try:
+        yield Elsewhere(child.endpoint.url, bench)
+    finally:
+        bench.run(child.__aexit__(None, None, None))

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from retrieval.errors import DimensionMismatch, StoreUnavailable
-from retrieval.search import ChromaChild
 from server.ingestion import IngestError, IngestJob, ReindexJob, ingest_paths, reindex_stores
-from tests.server.api.adopting import QUAGGA, TEXTS, Elsewhere, search, texts
+from tests.server.api.adopting import QUAGGA, TEXTS, Elsewhere, open_elsewhere, search, texts
 from tests.server.api.bench import GROUNDWIRE, Bench, Running
 
 QUESTION = "When did the quagga graze?"
@@ -24,12 +23,8 @@ DENSE = {"ranking_options": {"hybrid_search": {"embedding_weight": 1, "text_weig
 
 @pytest.fixture(scope="module")
 def elsewhere(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Elsewhere]:
-    child = ChromaChild(tmp_path_factory.mktemp("elsewhere"))
-    bench.run(child.__aenter__())
-    try:
-        yield Elsewhere(child.endpoint.url, bench)
-    finally:
-        bench.run(child.__aexit__(None, None, None))
+    with open_elsewhere(bench, tmp_path_factory.mktemp("elsewhere")) as opened:
+        yield opened
 
 
 def groundwire(bench: Bench, *arguments: object) -> Any:
