@@ -19,19 +19,21 @@ class Batcher(Generic[Item, Result]):
     """Does one batch at a time, each of all that is queued, at most `most`; used from one event loop.
 
     `work` gives a result for each item, in their order. What it raises goes to every waiter of that batch,
-    an exception of its own for each; who is cancelled while queued is left out.
+    a copy to each; who is cancelled while queued is left out. `on_idle` is called when nothing is left to do.
     """
 
-    def __init__(self, work: Work[Item, Result], most: int) -> None:
+    def __init__(
+        self,
+        work: Work[Item, Result],
+        most: int,
+        *,
+        on_idle: Callable[[], object] = lambda: None,
+    ) -> None:
         self._work = work
         self._most = most
+        self._on_idle = on_idle
         self._queued: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._worker: asyncio.Task[None] | None = None
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is queued and nothing under way."""
-        return not self._queued and (self._worker is None or self._worker.done())
 
     async def do(self, item: Item) -> Result:
         """The item's result. Raises what `work` raises."""
@@ -62,6 +64,7 @@ class Batcher(Generic[Item, Result]):
                 for _, waiter in batch:
                     if not waiter.done():
                         waiter.set_exception(own_copy(error))
+        self._on_idle()
 
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         """What is queued now and still wanted, at most one batch."""

@@ -38,9 +38,7 @@ class QueryBatcher:
     async def _together(self, texts: list[str]) -> Sequence[Vectors]:
         loop = asyncio.get_running_loop()
         try:
-            vectors = await loop.run_in_executor(
-                self._thread, self._embedder.embed_queries, texts
-            )
+            vectors = await loop.run_in_executor(self._thread, self._embedder.embed_queries, texts)
         except Exception as error:
             raise EmbedderError(str(error) or type(error).__name__) from error
         if len(vectors) != len(texts):

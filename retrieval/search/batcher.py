@@ -29,17 +29,22 @@ class SearchBatcher:
         self._search = search
         self._busy: dict[tuple[str, int, int], Batches] = {}
 
+    @property
+    def busy(self) -> int:
+        """How many kinds of search are under way."""
+        return len(self._busy)
+
     async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:
         """The `k` nearest rows to `vector` of shape (dim,). Raises what `search` raises."""
         key = (store_id, k, len(vector))
         batches = self._busy.get(key)
         if batches is None:
-            batches = self._busy[key] = Batcher(partial(self._together, store_id, k), MAX_VECTORS)
-        try:
-            return await batches.do(vector)
-        finally:
-            if batches.idle and self._busy.get(key) is batches:
-                del self._busy[key]
+            batches = self._busy[key] = Batcher(
+                partial(self._together, store_id, k),
+                MAX_VECTORS,
+                on_idle=lambda: self._busy.pop(key, None),
+            )
+        return await batches.do(vector)
 
     async def _together(self, store_id: str, k: int, vectors: list[Vectors]) -> Sequence[list[Hit]]:
         return await self._search(store_id, np.stack(vectors), k)
