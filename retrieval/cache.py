@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Hashable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Literal, Protocol, TypeVar
 
+from retrieval.errors import own_copy
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -142,7 +144,7 @@ class Cache(Generic[K, V]):
                 await asyncio.wait([flight.task])
         error = flight.task.exception()
         if error is not None:
-            raise _own(error) from error
+            raise own_copy(error)
         return flight.task.result()
 
     async def _load(self, key: K, load: Callable[[], Awaitable[V]]) -> V:
@@ -191,13 +193,6 @@ class Cache(Generic[K, V]):
     def _resized(self) -> None:
         if self._observer is not None:
             self._observer.resized(len(self._entries), self._bytes)
-
-
-def _own(error: BaseException) -> BaseException:
-    """One exception a caller: a shared one would gather every caller's traceback."""
-    own = type(error).__new__(type(error), *error.args)
-    own.__dict__.update(error.__dict__)
-    return own
 
 
 def _hear_of_failure(task: asyncio.Task[V]) -> None:

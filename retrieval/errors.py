@@ -46,3 +46,11 @@ class UnreadableFile(RetrievalError):
         super().__init__(f"{name}: {reason}")
         self.name = name
         self.reason = reason
+
+
+def own_copy(error: BaseException) -> BaseException:
+    """A copy for one of several waiters, caused by `error`: a shared one would gather all their tracebacks."""
+    own = type(error).__new__(type(error), *error.args)
+    own.__dict__.update(error.__dict__)
+    own.__cause__ = error
+    return own

@@ -83,10 +83,8 @@ class LexicalIndex:
         wanted = list(dict.fromkeys(ids))
         if opened is None or not wanted:
             return {}
-        import tantivy
-
         searcher = opened.searcher
-        query = tantivy.Query.term_set_query(opened.schema, "id", wanted)
+        query = _any_id(opened.schema, wanted)
         found: dict[str, Passage] = {}
         for _, address in searcher.search(query, len(wanted), count=False).hits:
             passage = _decode(searcher.doc(address)["passage"][0])
@@ -323,6 +321,15 @@ def _decode(stored: bytes) -> Passage:
 
 def _terms(analyzer: tantivy.TextAnalyzer, text: str) -> list[str]:
     return list(dict.fromkeys(analyzer.analyze(text[:MAX_QUERY_CHARS])))[:MAX_QUERY_TERMS]
+
+
+def _any_id(schema: tantivy.Schema, ids: Iterable[str]) -> tantivy.Query:
+    """Each id a query of its own: a term set, built as an automaton, takes eight times as long for a dozen."""
+    from tantivy import Occur, Query
+
+    return Query.boolean_query(
+        [(Occur.Should, Query.term_query(schema, "id", id_, "basic")) for id_ in ids]
+    )
 
 
 def _query(schema: tantivy.Schema, terms: Iterable[str]) -> tantivy.Query | None:

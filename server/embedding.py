@@ -23,6 +23,7 @@ def open_embedder(settings: Settings, progress: Progress) -> Embedder:
         query_prefix=settings.query_prefix,
         threads=settings.embed_threads,
         backend=settings.embedder_backend,
+        query_precision=settings.query_precision,
     )
     return _open(spec, progress)
 
@@ -36,6 +37,7 @@ def open_other(
         models_dir=settings.models_dir,
         query_prefix=query_prefix,
         threads=settings.embed_threads,
+        query_precision=settings.query_precision,
     )
     return _open(spec, progress)
 

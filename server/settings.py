@@ -204,6 +204,10 @@ class Settings(BaseSettings):
     embedder_backend: Literal["auto", "openvino", "onnx", "torch"] = Field(
         "auto", description="What runs the embedder."
     )
+    query_precision: Literal["int8", "f32"] = Field(
+        "int8",
+        description="What OpenVINO computes query vectors in; `int8` takes about half the time.",
+    )
     query_prefix: str | None = Field(
         None, description="Text put before queries; default: what the embedder was trained with."
     )

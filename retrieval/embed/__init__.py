@@ -34,7 +34,7 @@ class EmbedderSpec:
 
     `model` is a hub name, a path, or the name of a folder in `models_dir`. `device` is torch's (None is
     the CPU: a GPU belongs to the engine until somebody says otherwise). `query_prefix` overrides the
-    model's own. `threads` bounds the CPU threads of one call.
+    model's own. `threads` bounds the CPU threads of one call. `query_precision` is OpenVINO's alone.
     """
 
     model: str
@@ -43,6 +43,7 @@ class EmbedderSpec:
     query_prefix: str | None = None
     threads: int = 1
     backend: Literal["auto", "openvino", "onnx", "torch"] = "auto"
+    query_precision: Literal["int8", "f32"] = "f32"
 
 
 def load_embedder(spec: EmbedderSpec) -> Embedder:
@@ -77,7 +78,7 @@ def load_embedder(spec: EmbedderSpec) -> Embedder:
     if backend == "openvino":
         from retrieval.embed.openvino_embedder import open_openvino
 
-        return open_openvino(model, threads=spec.threads)
+        return open_openvino(model, threads=spec.threads, queries=spec.query_precision)
     from retrieval.embed.onnx_embedder import open_onnx
 
     return open_onnx(model, threads=spec.threads)

@@ -15,6 +15,7 @@ import numpy as np
 from retrieval.embed.base import Vectors
 from retrieval.errors import DimensionMismatch, StoreUnavailable
 from retrieval.search.base import ChromaEndpoint, VectorRow
+from retrieval.search.batcher import SearchBatcher
 from retrieval.types import HASH_DIGITS, Hit
 
 T = TypeVar("T")
@@ -109,6 +110,7 @@ class ChromaStore:
         self._write_timeout_seconds = write_timeout_seconds
         self._connection: _Connection | None = None
         self._connecting = asyncio.Lock()
+        self._searches = SearchBatcher(self._search)
         self._closed = False
 
     async def upsert(self, store_id: str, rows: Sequence[VectorRow]) -> None:
@@ -128,17 +130,17 @@ class ChromaStore:
                 await on_collection(connection, store_id, write, create=True)
 
     async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:
-        if k < 1:
-            return []
-        ask = methodcaller(
-            "query", query_embeddings=vector.reshape(1, -1), n_results=k, include=["distances"]
-        )
+        return await self._searches.query(store_id, vector, k) if k > 0 else []
+
+    async def _search(self, store_id: str, vectors: Vectors, k: int) -> list[list[Hit]]:
+        """The `k` nearest rows to each of `vectors`, shape (n, dim)."""
+        ask = methodcaller("query", query_embeddings=vectors, n_results=k, include=["distances"])
         async with self._answering(self._query_timeout_seconds) as connection:
             found = await on_collection(connection, store_id, ask)
         if found is None:
-            return []
-        pairs = zip(found["ids"][0], found["distances"][0], strict=True)
-        return [Hit(key, min(1.0, max(-1.0, 1.0 - distance))) for key, distance in pairs]
+            return [[] for _ in vectors]
+        pages = zip(found["ids"], found["distances"], strict=True)
+        return [_hits(ids, distances) for ids, distances in pages]
 
     async def delete_passages(self, store_id: str, ids: Sequence[str]) -> None:
         for start in range(0, len(ids), DELETE_BATCH):
@@ -225,6 +227,11 @@ class ChromaStore:
             if current is not None:
                 await current.http.aclose()
             return self._connection
+
+
+def _hits(ids: Sequence[str], distances: Sequence[float]) -> list[Hit]:
+    pairs = zip(ids, distances, strict=True)
+    return [Hit(key, min(1.0, max(-1.0, 1.0 - distance))) for key, distance in pairs]
 
 
 def _metadata(row: VectorRow) -> dict[str, str | int]:

@@ -25,6 +25,7 @@ SETTINGS = (
     "models_dir",
     "embedder",
     "embedder_backend",
+    "query_precision",
     "candidates",
     "rrf_k",
     "dense_weight",

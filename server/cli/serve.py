@@ -66,7 +66,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # While the engine loads, its code blocks the event loop: only a real signal handler is heard then.
     signal.signal(signal.SIGTERM, _interrupt)
-    return asyncio.run(_serve(settings))
+    from server.listener import run_in_loop
+
+    return run_in_loop(_serve(settings))
 
 
 def _interrupt(*_: object) -> None:

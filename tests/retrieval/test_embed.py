@@ -86,6 +86,19 @@ def test_fast_vectors_are_the_reference_vectors(fast: Embedder, reference: Vecto
     assert cosines(fast.embed_passages(TEXTS), reference).min() > 0.999
 
 
+@needs_openvino
+def test_queries_in_int8_are_near_the_reference_vectors(folder: Path, reference: Vectors) -> None:
+    rounded = load_embedder(EmbedderSpec(BUNDLED_MODEL, folder.parent, query_precision="int8"))
+    queries = rounded.embed_queries(TEXTS)
+    near = cosines(queries, reference)
+    assert near.min() > 0.99  # of all these, a lone letter and control characters are the furthest
+    assert near[[0, 3, 5]].min() > 0.997
+    assert near.max() < 0.999999, "nothing was rounded"
+    assert cosines(rounded.embed_passages(TEXTS), reference).min() > 0.999
+    # Each text is still nearest to itself.
+    assert ((queries @ reference.T).argmax(axis=1)[[0, 3, 4, 5, 6, 7]] == [0, 3, 4, 5, 6, 7]).all()
+
+
 def test_torch_vectors_are_the_reference_vectors(
     torch_embedder: Embedder, reference: Vectors
 ) -> None:
