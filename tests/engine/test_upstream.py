@@ -18,7 +18,7 @@ from server.engine.base import (
     EngineUnreachable,
 )
 from server.engine.upstream import UpstreamEngine, UpstreamOptions, open_upstream
-from server.engine.upstream.estimate import estimate_chat, estimate_text
+from server.engine.upstream.estimate import estimate_prompt, estimate_text
 from server.engine.upstream.sse_events import EventSplitter
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -140,11 +140,11 @@ def test_a_stream_in_another_order_of_fields_is_put_in_openais() -> None:
 
 @pytest.mark.parametrize(
     ("last", "words"),
-    [(b"", "broke off"), (b"data: {oops\n\n", "no chat completion chunk"),
-     (b'data: {"id":"x"}\n\n', "no chat completion chunk"),
-     (b"data: 7\n\n", "no chat completion chunk"),
-     (chunk("b").replace(b'"index":0', b'"index":5'), "no chat completion chunk"),
-     (chunk("b").replace(b'"b"', b"[]"), "no chat completion chunk"),
+    [(b"", "broke off"), (b"data: {oops\n\n", "no completion chunk"),
+     (b'data: {"id":"x"}\n\n', "no completion chunk"),
+     (b"data: 7\n\n", "no completion chunk"),
+     (chunk("b").replace(b'"index":0', b'"index":5'), "no completion chunk"),
+     (chunk("b").replace(b'"b"', b"[]"), "no completion chunk"),
      (b'data: {"error":{"message":"out of memory"}}\n\n', "out of memory")],
 )  # fmt: skip
 def test_a_stream_that_fails_says_so(last: bytes, words: str) -> None:
@@ -347,7 +347,7 @@ def test_tokenize_is_asked_until_there_is_none(answer: str, times: int, body: by
     async def run() -> None:
         async with upstream(none) as engine:
             for _ in range(2):
-                assert await engine.count_tokens(BODY) == estimate_chat(BODY)
+                assert await engine.count_tokens(BODY) == estimate_prompt(BODY)
 
     asyncio.run(run())
     assert asked == [b"/tokenize"] * times
