@@ -78,8 +78,10 @@ class Prepared:
     @property
     def echoed(self) -> tuple[str, ...]:
         """The prompts that a text completion repeats in front of its answers."""
-        prompt = self.body.get("prompt") if self.body.get("echo") else NOTHING
-        return (prompt,) if isinstance(prompt, str) else tuple(prompt or NOTHING)
+        if not self.body.get("echo"):
+            return NOTHING
+        prompt = self.body["prompt"]
+        return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,13 +185,15 @@ def _asked_in_chat(
     if tool is not None and tool.filters is not None:
         raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
     rag = request.rag or RagOptions()
+    refs, chosen_in = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
     index = question_index(request.messages)
     return _Asked(
-        text_of(request.messages[index].content) if index is not None else "",
-        in_context(request.messages, index, defaults.followup),
-        index,
-        *_choose_stores(tool, rag, headers, alias_store, defaults.default_store),
-        _answer_tokens(request, defaults.answer_reserve_tokens),
+        question=text_of(request.messages[index].content) if index is not None else "",
+        also=in_context(request.messages, index, defaults.followup),
+        index=index,
+        store_refs=refs,
+        chosen_in=chosen_in,
+        answer_tokens=_answer_tokens(request, defaults.answer_reserve_tokens),
         sticky=defaults.sticky if rag.sticky is None else rag.sticky,
     )
 
@@ -212,12 +214,14 @@ def _asked_in_text(
     if refs:
         _refuse_ungroundable(request, rag, texts)
     return _Asked(
-        tail_of(texts[0]) if len(texts) == 1 else "",
-        (),
-        0 if texts else None,
-        refs,
-        chosen_in,
-        TEXT_ANSWER_TOKENS if request.max_tokens is None else max(request.max_tokens, 0),
+        question=tail_of(texts[0]) if len(texts) == 1 else "",
+        also=(),
+        index=0 if texts else None,
+        store_refs=refs,
+        chosen_in=chosen_in,
+        answer_tokens=(
+            TEXT_ANSWER_TOKENS if request.max_tokens is None else max(request.max_tokens, 0)
+        ),
         sticky=False,
     )
 
@@ -257,7 +261,7 @@ def _engine_fields(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The request as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
+    """A chat as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
     engine = _engine_fields(body, plan)
     engine["messages"] = [_engine_message(message) for message in body["messages"]]
     tools = engine.get("tools")

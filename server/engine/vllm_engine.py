@@ -70,6 +70,8 @@ OUR_FLAGS = {
 }
 #: Turns of the event loop in which vLLM has validated a request: it does so before it first waits.
 VALIDATION_TURNS = 3
+#: The same for a list of prompts, each of which it gives a task of its own.
+SEVERAL_VALIDATION_TURNS = 6
 ERROR_EVENT = b'data: {"error"'
 #: vLLM reads an empty list as "every domain"; this name can never exist (RFC 6761).
 NO_DOMAIN = "none.invalid"
@@ -193,7 +195,8 @@ class VllmEngine:
             raise EngineError("vLLM answered a streamed request with a whole body")
         events = _Begun(response.body_iterator)
         try:
-            await events.validated()
+            several = isinstance(body.get("prompt"), list)
+            await events.validated(SEVERAL_VALIDATION_TURNS if several else VALIDATION_TURNS)
         except BaseException:
             await events.aclose()
             raise
@@ -314,10 +317,10 @@ class _Begun:
         self._chunks = chunks
         self._first: asyncio.Future[Any] | None = asyncio.ensure_future(anext(chunks, b""))
 
-    async def validated(self) -> None:
+    async def validated(self, turns: int) -> None:
         """Return when the request is with the engine. Raises EngineError where it was refused."""
         assert self._first is not None
-        for _ in range(VALIDATION_TURNS):
+        for _ in range(turns):
             await asyncio.sleep(0)
             if self._first.done():
                 break

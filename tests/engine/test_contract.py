@@ -136,7 +136,8 @@ def test_stream_is_whole_events_that_add_up_to_the_whole_answer(ask: Ask) -> Non
 def test_prompts_of_a_text_completion_are_choices_in_their_order(case: Case, ids: bool) -> None:
     ask = Ask(case, chat=False)
     prompts: list[Any] = [[504, 505], [506]] if ids else ["One two three", "Red green"]
-    request = ask.body(prompt=prompts, n=2, max_tokens=4, seed=3, echo=not ids)
+    request = ask.body(prompt=prompts, n=2, max_tokens=4, echo=not ids)
+    request |= {"temperature": 0.8, "seed": 3, "ignore_eos": True}
     choices = ask.whole(request, "ba")["choices"]
     assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
     texts = [ask.text(choice) for choice in choices]

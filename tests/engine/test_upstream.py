@@ -155,6 +155,38 @@ def test_a_stream_that_fails_says_so(last: bytes, words: str) -> None:
     assert words in json.loads(failure[6:])["error"]["message"]
 
 
+def text_chunk(**choice: Any) -> bytes:
+    head = {"id": "theirs", "object": "text_completion", "created": 7, "model": "m"}
+    return b"data: " + json.dumps({**head, "choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [(text_chunk(text="b"), "broke off"), (text_chunk(text=7), "no completion chunk"),
+     (text_chunk(delta={"content": "b"}), "no completion chunk"),
+     (text_chunk(index=1, text="b"), "no completion chunk")],
+)  # fmt: skip
+def test_a_text_that_fails_says_so(last: bytes, words: str) -> None:
+    async def run() -> list[bytes]:
+        async with upstream(says(OPENING, text_chunk(text="a"), last)) as engine:
+            stream = await engine.stream({"model": "m", "prompt": [1, 2]}, "cmpl-ours")
+            return [event async for event in stream]
+
+    first, *_, failure = asyncio.run(asyncio.wait_for(run(), 10))
+    assert json.loads(first[6:])["choices"] == [{"index": 0, "text": "a"}]
+    assert words in json.loads(failure[6:])["error"]["message"]
+
+
+@pytest.mark.parametrize("choices", [b"[]", b'[{"message":{"content":"x"}}]', b'[{"text":7}]'])
+def test_a_text_that_is_none(choices: bytes) -> None:
+    async def run() -> None:
+        async with upstream(says(whole("200 OK", b'{"choices":' + choices + b"}"))) as engine:
+            with pytest.raises(EngineError):
+                await engine.complete({"model": "m", "prompt": "a"}, "cmpl-ours")
+
+    asyncio.run(run())
+
+
 def test_its_limits_are_told_with_their_retry_after() -> None:
     body = b'{"error":{"message":"slow down"}}'
     error = refused(whole("429 Too Many Requests", body, "retry-after: 17"), error=EngineOverloaded)
@@ -357,6 +389,12 @@ def test_tokenize_is_asked_until_there_is_none(answer: str, times: int, body: by
 def test_the_estimate_is_not_below_a_byte_level_worst_case_of_words(text: str) -> None:
     assert estimate_text(text) >= len(text.split())
     assert estimate_text(text) >= sum(character.isdigit() for character in text)
+
+
+def test_the_estimate_of_a_text_completion_counts_its_suffix() -> None:
+    alone = estimate_prompt({"prompt": "one two three"})
+    assert alone >= estimate_text("one two three")
+    assert estimate_prompt({"prompt": "one two three", "suffix": "four"}) > alone
 
 
 def models_listed(*cards: dict[str, Any], **options: Any) -> list[tuple[str, int]]:
