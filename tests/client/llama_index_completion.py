@@ -7,6 +7,7 @@ import sys
 from llama_index.llms.openai_like import OpenAILike
 
 url, question = sys.argv[1:]
+prompt = f"{question}\nThe answer is"
 options = {"api_base": f"{url}/v1", "api_key": "unused", "max_tokens": 12, "temperature": 0}
 by_name = OpenAILike(model="SmolLM2-135M-Instruct@facts", context_window=2048, **options)
 by_body = OpenAILike(
@@ -20,22 +21,22 @@ plain = OpenAILike(model="gpt-4o-mini", context_window=2048, **options)
 
 async def astreamed() -> tuple[str, bool]:
     text, sourced = "", False
-    async for part in await by_name.astream_complete(question):
+    async for part in await by_name.astream_complete(prompt):
         text += part.delta or ""
         sourced = sourced or "rag" in (part.raw.model_extra or {})
     return text, sourced
 
 
-answer = by_name.complete(question)
-parts = list(by_name.stream_complete(question))
+answer = by_name.complete(prompt)
+parts = list(by_name.stream_complete(prompt))
 atext, sourced = asyncio.run(astreamed())
 print(
     json.dumps(
         {
             "text": answer.text,
             "rag": answer.raw.model_extra["rag"]["status"],
-            "by_body": by_body.complete(question).text,
-            "plain_rag": "rag" in (plain.complete(question).raw.model_extra or {}),
+            "by_body": by_body.complete(prompt).text,
+            "plain_rag": "rag" in (plain.complete(prompt).raw.model_extra or {}),
             "streamed": parts[-1].text,
             "astreamed": atext,
             "stream_sourced": sourced,
