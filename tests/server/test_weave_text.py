@@ -62,9 +62,12 @@ def test_what_the_engine_said_stays_byte_for_byte() -> None:
     assert woven.partition(b'"choices":')[2] == raw.partition(b'"choices":')[2]
 
 
-def test_another_order_of_fields_is_read_all_the_same() -> None:
-    raw = weave.event({"choices": [{"index": 0, "text": "a"}], **ENGINE_HEAD})
-    assert json.loads(weaver(receipt()).feed(raw)[6:])["id"] == "cmpl-ours"
+@pytest.mark.parametrize("first", [{"choices": []}, {**ENGINE_HEAD, "fingerprint": "f" * 600}])
+def test_another_order_of_fields_is_read_all_the_same(first: dict[str, Any]) -> None:
+    choices = [{"index": 0, "text": "a"}]
+    raw = weave.event({**first, **ENGINE_HEAD, "choices": choices})
+    woven = json.loads(weaver(receipt()).feed(raw)[6:])
+    assert (woven["id"], woven["choices"]) == ("cmpl-ours", choices)
 
 
 def test_errors_and_the_end_pass() -> None:
