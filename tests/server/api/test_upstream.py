@@ -125,9 +125,8 @@ def test_a_text_completion_over_a_server_elsewhere(bench: Bench, streamed: bool)
         response = near.client.post("/v1/completions", json=body)
         assert response.headers["x-rag-status"] == "hit"
         assert all("</sources>" in prompt for prompt in far.engine.seen.bodies[-1]["prompt"])
-    chunks = [response.json()]
-    if streamed:
-        chunks = [json.loads(one[6:]) for one in response.text.split("\n\n")[:-2]]
+    texts = response.text.split("\n\n")[:-2] if streamed else [response.text]
+    chunks = [json.loads(one.removeprefix("data: ")) for one in texts]
     said = [""] * 4
     for choice in (choice for one in chunks for choice in one["choices"]):
         said[choice["index"]] += choice["text"]
