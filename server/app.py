@@ -18,6 +18,7 @@ from starlette.responses import Response
 from retrieval.errors import RetrievalError
 from server.api import (
     chat,
+    completions,
     embeddings,
     engine_routes,
     models,
@@ -75,6 +76,7 @@ def create_app(
     )
     for module in (
         chat,
+        completions,
         embeddings,
         vector_stores,
         models,

@@ -15,19 +15,22 @@ from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
 from retrieval.types import Drop, Passage, Query, Retrieval
-from server import weave
+from server import receipts, weave
 from server.adopted import Indexes
 from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
-from server.engine.base import Engine, EngineRejected, Events
+from server.engine.base import Engine, EngineRejected, Events, choices_of, is_chat
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
-from server.inject import Breaker, inject, render_block, render_source
-from server.plan import Defaults, Models, Plan, engine_body, plan
+from server.inject import Breaker, inject_into, render_block, render_source
+from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
+from server.queries import tail_of
 from server.receipts import Receipt
 from server.telemetry.recorder import Recording
+from server.weave_text import NOTHING, TextWeaver, weave_text
 from server.wire.chat import ChatRequest
+from server.wire.completions import CompletionRequest
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +74,14 @@ class Prepared:
     @property
     def grounded(self) -> bool:
         return self.receipt.status != "off"
+
+    @property
+    def echoed(self) -> tuple[str, ...]:
+        """The prompts that a text completion repeats in front of its answers."""
+        if not self.body.get("echo"):
+            return NOTHING
+        prompt = self.body["prompt"]
+        return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +140,7 @@ class Grounding:
     async def prepare(
         self,
         body: Mapping[str, Any],
-        request: ChatRequest,
+        request: ChatRequest | CompletionRequest,
         headers: Mapping[str, str],
         models: Models,
         caller: Caller,
@@ -143,7 +154,8 @@ class Grounding:
         trace = recording.trace
         with trace.stage("plan"):
             planned = plan(request, headers, models, self._settings.defaults)
-            to_engine = engine_body(body, planned)
+            chat = isinstance(request, ChatRequest)
+            to_engine = (engine_body if chat else text_body)(body, planned)
             stores = await self._stores(planned, caller)
         _salt(to_engine, caller)
         bare = to_engine
@@ -158,7 +170,9 @@ class Grounding:
                 footer=planned.footer,
             )
             try:
-                receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
+                several = not chat and isinstance(to_engine["prompt"], list)
+                ground = self._ground_each if several else self._ground
+                receipt, to_engine = await ground(planned, stores, receipt, to_engine, trace)
             except RetrievalFailed:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
@@ -178,6 +192,29 @@ class Grounding:
             return ()  # the server's default store: not made yet, or another tenant's
         except AmbiguousStore as error:
             raise AmbiguousName(str(error), param=planned.chosen_in) from error
+
+    async def _ground_each(
+        self,
+        planned: Plan,
+        stores: tuple[Store, ...],
+        receipt: Receipt,
+        body: dict[str, Any],
+        trace: Trace,
+    ) -> tuple[Receipt, dict[str, Any]]:
+        """A text completion's prompts side by side, each with its own question and its own sources."""
+        work = []
+        for prompt in body["prompt"]:
+            asked = replace(planned, question=tail_of(prompt))
+            mine = replace(receipt, question=asked.question)
+            one = self._ground(asked, stores, mine, {**body, "prompt": prompt}, trace)
+            work.append(asyncio.ensure_future(one))
+        try:
+            done = await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+        prompts = [grounded["prompt"] for _, grounded in done]
+        return receipts.summed(receipt, [part for part, _ in done]), {**body, "prompt": prompts}
 
     async def _ground(
         self,
@@ -232,10 +269,10 @@ class Grounding:
         if packed.block is None:
             return receipt, room.body
         with trace.stage("inject"):
-            messages = inject(room.body["messages"], packed.block.index, packed.block.text)
+            injected = inject_into(room.body, packed.block.index, packed.block.text)
         if planned.sticky and scope is not None:
             self._conversations.remember(scope, body["messages"], packed.block.index, blocks)
-        return receipt, {**room.body, "messages": messages}
+        return receipt, injected
 
     def _state(self, planned: Plan, stores: tuple[Store, ...]) -> Hashable | None:
         """What a conversation's earlier sources depend on beside its messages; None: not to be remembered."""
@@ -352,8 +389,10 @@ class Grounding:
         if not prepared.grounded:
             return weave.rename(raw, model)
         with recording.trace.stage("weave"):
-            timings = recording.trace.timings_ms()
-            return weave.weave(raw, prepared.receipt, model=model, timings_ms=timings)
+            timings, receipt = recording.trace.timings_ms(), prepared.receipt
+            if is_chat(prepared.body):
+                return weave.weave(raw, receipt, model=model, timings_ms=timings)
+            return weave_text(raw, receipt, model=model, timings_ms=timings, echoed=prepared.echoed)
 
     async def stream(
         self, prepared: Prepared, stack: AsyncExitStack
@@ -375,12 +414,16 @@ class Grounding:
         stack.push_async_callback(events.aclose)
         if not prepared.grounded:
             return self._plain(prepared, events), None
-        weaver = weave.Weaver(
-            prepared.receipt,
-            completion_id=prepared.completion_id,
-            created=int(time.time()),
-            model=prepared.plan.model,
-            choices=1 if self._refuses(prepared) else max(int(prepared.body.get("n") or 1), 1),
+        head: dict[str, Any] = {
+            "completion_id": prepared.completion_id,
+            "created": int(time.time()),
+            "model": prepared.plan.model,
+            "choices": 1 if self._refuses(prepared) else choices_of(prepared.body),
+        }
+        weaver = (
+            weave.Weaver(prepared.receipt, **head)
+            if is_chat(prepared.body)
+            else TextWeaver(prepared.receipt, **head, echoed=prepared.echoed)
         )
         return self._woven(prepared, events, weaver), weaver.keep_alive()
 
@@ -391,7 +434,7 @@ class Grounding:
                 yield renamer.feed(raw)
 
     async def _woven(
-        self, prepared: Prepared, events: Events, weaver: weave.Weaver
+        self, prepared: Prepared, events: Events, weaver: weave.Weaver | TextWeaver
     ) -> AsyncGenerator[bytes, None]:
         recording = prepared.recording
         yield weaver.opening(recording.trace.timings_ms())
@@ -442,6 +485,7 @@ class Grounding:
     def _refusal(self, prepared: Prepared) -> bytes:
         return weave.refusal(
             REFUSAL,
+            chat=is_chat(prepared.body),
             completion_id=prepared.completion_id,
             created=int(time.time()),
             model=prepared.plan.model,
@@ -450,7 +494,8 @@ class Grounding:
 
 async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
     head = {"id": prepared.completion_id, "object": "chat.completion.chunk"}
-    choice = {"index": 0, "delta": {"content": REFUSAL}, "finish_reason": "stop"}
+    said = {"delta": {"content": REFUSAL}} if is_chat(prepared.body) else {"text": REFUSAL}
+    choice = {"index": 0, **said, "finish_reason": "stop"}
     yield weave.event({**head, "choices": [choice]})
     if (prepared.body.get("stream_options") or {}).get("include_usage"):
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -463,11 +508,7 @@ def _without_context(prepared: Prepared, error: EngineRejected) -> None:
     if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
         raise error
     prepared.body = prepared.bare
-    receipt = prepared.receipt
-    status = "miss" if receipt.status == "hit" else receipt.status
-    prepared.recording.grounded_in(
-        replace(receipt, status=status, reason="no_room", sources=(), found=(), context_tokens=0)
-    )
+    prepared.recording.grounded_in(receipts.without_sources(prepared.receipt, "no_room"))
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -34,7 +34,8 @@ class Receipt:
     `no_store`, `timeout`, `unavailable`). `sources` is all that the prompt holds, in the order of its numbers;
     `found` indexes those that this question found, best first (None: all, as they are). `also` is what was
     searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
-    (`embedding`, `retrieval`, `conversation`, `answer`).
+    (`embedding`, `retrieval`, `conversation`, `answer`). `parts` are the prompts' own, where a text completion has
+    a list of them; the whole then sums them up.
     """
 
     status: Status
@@ -49,11 +50,36 @@ class Receipt:
     include_text: bool = False
     footer: bool = False
     cached: tuple[str, ...] = ()
+    parts: tuple[Receipt, ...] = ()
 
     @property
     def shown(self) -> tuple[int, ...]:
         """Indexes of the sources that this question found, best first."""
         return tuple(range(len(self.sources))) if self.found is None else self.found
+
+
+def summed(whole: Receipt, parts: Sequence[Receipt]) -> Receipt:
+    """`whole` with these parts: a hit among them is a hit, and what they found comes prompt by prompt."""
+    best = min(parts, key=lambda part: ("hit", "degraded", "miss").index(part.status))
+    sources = [part.sources[index] for part in parts for index in part.shown]
+    return replace(
+        whole,
+        status=best.status,
+        reason=best.reason,
+        sources=tuple(sources),
+        dropped=tuple(drop for part in parts for drop in part.dropped),
+        context_tokens=sum(part.context_tokens for part in parts),
+        parts=tuple(parts),
+    )
+
+
+def without_sources(receipt: Receipt, reason: str) -> Receipt:
+    """The receipt of a request whose sources were taken out again."""
+    status = "miss" if receipt.status == "hit" else receipt.status
+    parts = tuple(without_sources(part, reason) for part in receipt.parts)
+    return replace(
+        receipt, status=status, reason=reason, sources=(), found=(), context_tokens=0, parts=parts
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +137,14 @@ def rag_field(
     field: dict[str, Any] = {"status": receipt.status}
     if receipt.reason is not None:
         field["reason"] = receipt.reason
-    queries = [receipt.question, *receipt.also]
     field["search_results"] = [
         search_page(
-            queries,
-            [receipt.sources[index] for index in receipt.shown],
-            include_text=receipt.include_text,
-            numbers=[index + 1 for index in receipt.shown],
+            [part.question, *part.also],
+            [part.sources[index] for index in part.shown],
+            include_text=part.include_text,
+            numbers=[index + 1 for index in part.shown],
         )
+        for part in receipt.parts or (receipt,)
     ]
     if cited is not None:
         field["cited"] = cited

@@ -1,4 +1,4 @@
-"""What the server asks of an engine: OpenAI chat in, a whole completion or a stream of chunks out."""
+"""What the server asks of an engine: OpenAI chat or text in, a whole completion or a stream of chunks out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
+#: A request as the engine gets it. One with `messages` is a chat; any other is a text completion.
 Body = Mapping[str, Any]
+
+
+def is_chat(body: Body) -> bool:
+    return "messages" in body
+
+
+def choices_of(body: Body) -> int:
+    """How many choices the answer has: `n` for each prompt, those of the first prompt first."""
+    prompt, prompts = body.get("prompt"), 1
+    if isinstance(prompt, list) and not is_chat(body):
+        prompts = 1 if all(type(token) is int for token in prompt) else len(prompt)
+    return prompts * max(int(body.get("n") or 1), 1)
 
 
 class EngineError(Exception):
@@ -123,7 +136,10 @@ class Engine(Protocol):
         """
 
     async def count_tokens(self, body: Body) -> int:
-        """Tokens of the prompt that `body` renders to, chat template and tools included. Raises EngineError."""
+        """Tokens of the prompt that `body` renders to, chat template and tools included.
+
+        A text completion must have one prompt, a string. Raises EngineError.
+        """
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text alone, without special tokens."""

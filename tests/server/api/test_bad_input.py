@@ -193,7 +193,6 @@ def test_an_unknown_model_lists_the_known_ones(shared: Running) -> None:
         ("POST", "/health", 405),
         ("POST", "/v1/models", 405),
         ("PATCH", "/v1/embeddings", 405),
-        ("POST", "/v1/completions", 400),
         ("POST", "/v1/responses", 400),
         ("GET", "/v1/responses/resp_1", 400),
         ("GET", "/v1/files", 400),
