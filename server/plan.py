@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from retrieval.types import FusionWeights, WeightedText
 from server.errors import BadRequest, ModelNotFound
 from server.queries import FollowUpWeights, fusion_weights, in_context, question_index, text_of
+from server.routing import AUTO, Route, Rule, Size, choose
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
 
 Role = Literal["chat", "embedder"]
@@ -24,15 +25,24 @@ ECHOED = ("annotations", "refusal", "audio", "function_call", "tool_calls")
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern."""
+    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern.
+
+    With `routing`, `auto` is one more.
+    """
 
     chat: tuple[str, ...]
     embedder: str
     aliases: Mapping[str, str]
+    routing: Rule | None = None
+
+    @property
+    def chatting(self) -> tuple[str, ...]:
+        """The names that can chat."""
+        return self.chat if self.routing is None else (*self.chat, AUTO)
 
     def exact(self, name: str) -> str | None:
         """The real model of exactly this name or alias; None if there is none."""
-        if name in self.chat or name == self.embedder:
+        if name in self.chatting or name == self.embedder:
             return name
         return self._target(self.aliases[name]) if name in self.aliases else None
 
@@ -70,7 +80,8 @@ class Plan:
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
-    question (the same together with the turn before it); `weights` are the request's own, if it gave some.
+    question (the same together with the turn before it); `weights` are the request's own, if it gave some;
+    `route` is how `auto` became `engine_model`.
     """
 
     model: str
@@ -91,6 +102,13 @@ class Plan:
     footer: bool
     sticky: bool
     chosen_in: str | None
+    route: Route | None = None
+
+    def fallen_back(self) -> Plan:
+        """The same for the other model of the route."""
+        assert self.route is not None
+        route = self.route.fallen_back()
+        return replace(self, engine_model=route.model, route=route)
 
     @property
     def searches(self) -> bool:
@@ -109,6 +127,7 @@ def plan(
     engine_model, alias_store = _split_model(name, models)
     rag = request.rag or RagOptions()
     _refuse_unbuilt(rag)
+    route = _route(request, rag, headers, engine_model, models.routing)
     tool = _file_search(request.tools or ())
     if tool is not None and tool.filters is not None:
         raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
@@ -117,7 +136,7 @@ def plan(
     ranking = (tool.ranking_options if tool else None) or rag.ranking_options
     return Plan(
         model=name,
-        engine_model=engine_model,
+        engine_model=engine_model if route is None else route.model,
         stream=bool(request.stream),
         store_refs=refs,
         question=text_of(request.messages[index].content) if index is not None else "",
@@ -138,6 +157,7 @@ def plan(
         footer=bool(rag.footer),
         sticky=defaults.sticky if rag.sticky is None else rag.sticky,
         chosen_in=chosen_in,
+        route=route,
     )
 
 
@@ -223,13 +243,35 @@ def _split_model(name: str, models: Models) -> tuple[str, str | None]:
     if resolved is None:
         resolved, store = models.resolve(name), None
     if resolved is None:
-        known = ", ".join((*models.chat, models.embedder, *models.aliases))
+        known = ", ".join((*models.chatting, models.embedder, *models.aliases))
         raise ModelNotFound(f"The model {name!r} does not exist. Known: {known}.")
-    if resolved not in models.chat:
+    if resolved not in models.chatting:
         raise BadRequest(f"{name!r} is an embedding model; it cannot chat", param="model")
     if store == "":
         raise BadRequest(f"{name!r} names no store after the @", param="model")
     return resolved, store
+
+
+def _route(
+    request: ChatRequest,
+    rag: RagOptions,
+    headers: Mapping[str, str],
+    engine_model: str,
+    rule: Rule | None,
+) -> Route | None:
+    """The way of a request for `auto`; None for one that names its model."""
+    header = headers.get("x-rag-route", "").strip().lower()
+    if header not in ("", *get_args(Size)):
+        raise BadRequest("the header X-RAG-Route takes small or large", param="X-RAG-Route")
+    asked = rag.route or cast("Size | None", header or None)
+    if rule is not None and engine_model == AUTO:
+        return choose(request, asked, rule)
+    if asked is not None:
+        raise BadRequest(
+            f"a route is chosen for the model {AUTO!r} alone, and this request asks for {engine_model!r}",
+            param="rag.route" if rag.route else "X-RAG-Route",
+        )
+    return None
 
 
 def _refuse_unbuilt(rag: RagOptions) -> None:
