@@ -19,6 +19,7 @@ from tests.server.api.bench import ANSWER, Bench, Running, eventually
 
 ROUTING = {"small": "small", "large": "large"}
 SMALL, LARGE = Script(model="small", answer=ANSWER), Script(model="large", answer=ANSWER)
+CHAT = b"/chat/completions"
 NOWHERE = "http://127.0.0.1:9"
 LONG = {"max_tokens": 1000}
 
@@ -271,17 +272,26 @@ def test_an_engine_that_is_full_is_not_dead(bench: Bench, streamed: bool) -> Non
 
 
 @contextmanager
+def away(bench: Bench, answer: Answer, **options: Any) -> Iterator[Engine]:
+    """An upstream that answers by `answer`."""
+    opening = upstream(answer, **options)
+    try:
+        yield bench.run(opening.__aenter__())
+    finally:
+        bench.run(opening.__aexit__(None, None, None))
+
+
+@contextmanager
 def beside(
     bench: Bench, answer: Answer, **options: Any
 ) -> Iterator[tuple[Running, ScriptedEngine]]:
     """(a server over an upstream that answers by `answer`, and a large engine in the process; the latter)"""
-    opening = upstream(answer, models=("small",), max_model_len=4096, **options)
-    small, large = bench.run(opening.__aenter__()), ScriptedEngine(LARGE)
-    try:
-        with over(bench, {"scripted": large, "far": small}) as running:
-            yield running, large
-    finally:
-        bench.run(opening.__aexit__(None, None, None))
+    large = ScriptedEngine(LARGE)
+    with (
+        away(bench, answer, models=("small",), max_model_len=4096, **options) as small,
+        over(bench, {"scripted": large, "far": small}) as running,
+    ):
+        yield running, large
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -340,3 +350,51 @@ def test_a_refusal_is_no_model_s_answer(bench: Bench) -> None:
         assert "documents" in response.json()["choices"][0]["message"]["content"]
         assert "x-rag-model" not in response.headers
         assert two.asked == (0, 0)
+
+
+def test_the_budget_is_that_of_the_engine_that_answers(bench: Bench) -> None:
+    with pair(bench, small=replace(SMALL, max_model_len=80)) as two:
+        statuses = [
+            two.near.ask(model="auto", rag={"route": route}).headers["x-rag-status"]
+            for route in ("small", "large")
+        ]
+    assert statuses == ["miss", "hit"]
+
+
+def test_for_an_engine_that_is_known_to_be_down_nothing_is_packed(bench: Bench) -> None:
+    """The first request is packed for the window of the one that is not there, the second for the other's."""
+    large = ScriptedEngine(LARGE)
+    with ExitStack() as stack:
+        engines = {"scripted": large, "far": opened(bench, stack, "small", None)}
+        near = stack.enter_context(over(bench, engines))
+        near.ask(model="large", max_tokens=10)
+        full = bench.run(large.count_tokens(large.seen.bodies[-1]))
+        large.script = replace(LARGE, max_model_len=full + 10 - 1)
+        answers = [near.ask(model="auto", max_tokens=10) for _ in range(2)]
+    assert [answer.headers["x-rag-status"] for answer in answers] == ["miss", "hit"]
+    assert {answer.headers["x-rag-model"] for answer in answers} == {"large"}
+    assert len(large.seen.bodies) == 3
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_each_of_two_that_stay_silent_is_asked_once(bench: Bench, streamed: bool) -> None:
+    asked = []
+
+    async def counted(
+        head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        if CHAT in head:
+            asked.append(head)
+            await silent(head, reader, writer)
+        writer.write(whole("404 Not Found", b"{}"))
+
+    quick = {"max_model_len": 4096, "read_timeout_seconds": 0.2}
+    with (
+        away(bench, counted, models=("small",), **quick) as small,
+        away(bench, counted, models=("large",), **quick) as large,
+        over(bench, {"one": small, "two": large}) as near,
+    ):
+        response = near.ask(model="auto", stream=streamed)
+    assert response.status_code == 504
+    assert response.json()["error"]["code"] == "engine_timeout"
+    assert len(asked) == 2
