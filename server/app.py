@@ -118,6 +118,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                     "x-rag-status",
                     "x-rag-sources",
                     "x-rag-cached",
+                    "x-rag-model",
                     "server-timing",
                 ],
             )

@@ -21,7 +21,16 @@ from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
-from server.engine.base import Engine, EngineRejected, Events, choices_of, is_chat
+from server.engine.base import (
+    Engine,
+    EngineDead,
+    EngineError,
+    EngineRejected,
+    EngineUnreachable,
+    Events,
+    choices_of,
+    is_chat,
+)
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject_into, render_block, render_source
 from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
@@ -58,7 +67,8 @@ class Prepared:
     """A request ready for the engine: what it asked, what it was given, and the body to send.
 
     `bare` is the body without context. Not frozen: an engine that counts otherwise than we estimated may
-    refuse the context, which is then taken out before anything was said.
+    refuse the context, which is then taken out before anything was said; and an engine that cannot answer may
+    give way to the other one of its route. `fell_from` is then why.
     """
 
     plan: Plan
@@ -66,6 +76,7 @@ class Prepared:
     bare: Mapping[str, Any]
     completion_id: str
     recording: Recording
+    fell_from: EngineError | None = None
 
     @property
     def receipt(self) -> Receipt:
@@ -153,13 +164,15 @@ class Grounding:
         """
         trace = recording.trace
         with trace.stage("plan"):
-            planned = plan(request, headers, models, self._settings.defaults)
+            planned, fell_from = self._reachable(
+                plan(request, headers, models, self._settings.defaults)
+            )
             chat = isinstance(request, ChatRequest)
             to_engine = (engine_body if chat else text_body)(body, planned)
             stores = await self._stores(planned, caller)
         _salt(to_engine, caller)
         bare = to_engine
-        receipt = Receipt("off", link)
+        receipt = Receipt("off", link, route=planned.route)
         if planned.searches:
             receipt = Receipt(
                 "miss",
@@ -168,6 +181,7 @@ class Grounding:
                 also=tuple(more.text for more in planned.also),
                 include_text=planned.include_text,
                 footer=planned.footer,
+                route=planned.route,
             )
             try:
                 several = not chat and isinstance(to_engine["prompt"], list)
@@ -177,7 +191,24 @@ class Grounding:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
         recording.grounded_in(receipt)
-        return Prepared(planned, to_engine, bare, recording.completion_id, recording)
+        return Prepared(planned, to_engine, bare, recording.completion_id, recording, fell_from)
+
+    def _reachable(self, planned: Plan) -> tuple[Plan, EngineError | None]:
+        """The plan for an engine that is not known to be down, and why the first choice was given up."""
+        if planned.route is None:
+            return planned, None
+        error = self._down(planned.route.model)
+        if error is None or self._down(planned.route.other) is not None:
+            return planned, None
+        return planned.fallen_back(), error
+
+    def _down(self, model: str) -> EngineError | None:
+        """Why the engine of this model is known not to answer now."""
+        try:
+            self._engine.answering(model).check_health()
+        except (EngineUnreachable, EngineDead) as error:
+            return error
+        return None
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -338,7 +369,8 @@ class Grounding:
             prompt = await self._engine.count_tokens(body)
         except EngineRejected:
             return None  # the engine will say what is wrong with the request, in its own words
-        return self._engine.max_model_len - prompt - planned.answer_tokens
+        engine = self._engine.answering(planned.engine_model)
+        return engine.max_model_len - prompt - planned.answer_tokens
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
         # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
@@ -347,7 +379,8 @@ class Grounding:
         fresh = [c.passage for c in candidates if c.passage.id not in known]
         # The number's own width changes nothing that matters: two digits cost what one does, or one more.
         drafts = [render_source(passage, 10 + i, self._breaker) for i, passage in enumerate(fresh)]
-        *counts, frame = self._engine.count_text([*drafts, render_block([])])
+        engine = self._engine.answering(planned.engine_model)
+        *counts, frame = engine.count_text([*drafts, render_block([])])
         costs = {p.id: count + SEAM_TOKENS for p, count in zip(fresh, counts, strict=True)}
         context = pack(
             candidates,
@@ -375,14 +408,15 @@ class Grounding:
         """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""
         recording = prepared.recording
         if self._refuses(prepared):
+            _unrouted(prepared)
             raw = self._refusal(prepared)
         else:
             try:
                 raw = await self._answers.complete(
                     self._engine, prepared.body, prepared.completion_id, recording.trace
                 )
-            except EngineRejected as error:
-                _without_context(prepared, error)
+            except (EngineRejected, EngineUnreachable, EngineDead) as error:
+                await self._make_ready_again(prepared, error)
                 return await self.complete(prepared)
             await self._finished(prepared)
         model = prepared.plan.model
@@ -402,14 +436,15 @@ class Grounding:
         `stack` aborts the engine's work when it closes: nobody may ever begin to read the events.
         """
         if self._refuses(prepared):
+            _unrouted(prepared)
             events: Events = _refusal_events(prepared)
         else:
             try:
                 events = await self._answers.stream(
                     self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
                 )
-            except EngineRejected as error:
-                _without_context(prepared, error)
+            except (EngineRejected, EngineUnreachable, EngineDead) as error:
+                await self._make_ready_again(prepared, error)
                 return await self.stream(prepared, stack)
         stack.push_async_callback(events.aclose)
         if not prepared.grounded:
@@ -426,6 +461,37 @@ class Grounding:
             else TextWeaver(prepared.receipt, **head, echoed=prepared.echoed)
         )
         return self._woven(prepared, events, weaver), weaver.keep_alive()
+
+    async def _make_ready_again(self, prepared: Prepared, error: EngineError) -> None:
+        """Change the request so that another try may help, before anything was said.
+
+        Raises `error` where nothing may; after a fall back, what it fell from: what the other engine refuses
+        is not the client's mistake.
+        """
+        if isinstance(error, EngineRejected):
+            if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
+                raise prepared.fell_from or error
+            _without_context(prepared)
+            return
+        route = prepared.plan.route
+        if route is None or prepared.fell_from or self._down(route.other):
+            raise prepared.fell_from or error
+        log.warning("%s; %s answers in place of %s", error, route.other, route.model)
+        prepared.fell_from = error
+        await self._fall_back(prepared)
+
+    async def _fall_back(self, prepared: Prepared) -> None:
+        """Address the request to the other engine; its context stays if it has room there."""
+        planned = prepared.plan = prepared.plan.fallen_back()
+        grounded = prepared.body is not prepared.bare
+        prepared.bare = {**prepared.bare, "model": planned.engine_model}
+        body = {**prepared.body, "model": planned.engine_model}
+        prepared.body = body if grounded else prepared.bare
+        prepared.recording.grounded_in(replace(prepared.receipt, route=planned.route))
+        if grounded:
+            free = await self._free(planned, body)
+            if free is None or free < 0:
+                _without_context(prepared)
 
     async def _plain(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
         renamer = weave.Renamer(prepared.plan.model)
@@ -503,12 +569,15 @@ async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
     yield weave.DONE
 
 
-def _without_context(prepared: Prepared, error: EngineRejected) -> None:
-    """Take the context out again if it may be what the engine has no room for; raises `error` if it is not."""
-    if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
-        raise error
+def _without_context(prepared: Prepared) -> None:
+    """Take the context out again: the engine has no room for it."""
     prepared.body = prepared.bare
     prepared.recording.grounded_in(receipts.without_sources(prepared.receipt, "no_room"))
+
+
+def _unrouted(prepared: Prepared) -> None:
+    """No model answers, whichever would have."""
+    prepared.recording.grounded_in(replace(prepared.receipt, route=None))
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
@@ -20,6 +20,7 @@ from server.queries import (
     tail_of,
     text_of,
 )
+from server.routing import AUTO, Route, Rule, Size, choose
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
 from server.wire.completions import CompletionRequest
 
@@ -36,15 +37,24 @@ ECHOED = ("annotations", "refusal", "audio", "function_call", "tool_calls")
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern."""
+    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern.
+
+    With `routing`, `auto` is one more.
+    """
 
     chat: tuple[str, ...]
     embedder: str
     aliases: Mapping[str, str]
+    routing: Rule | None = None
+
+    @property
+    def chatting(self) -> tuple[str, ...]:
+        """The names that can chat."""
+        return self.chat if self.routing is None else (*self.chat, AUTO)
 
     def exact(self, name: str) -> str | None:
         """The real model of exactly this name or alias; None if there is none."""
-        if name in self.chat or name == self.embedder:
+        if name in self.chatting or name == self.embedder:
             return name
         return self._target(self.aliases[name]) if name in self.aliases else None
 
@@ -82,8 +92,9 @@ class Plan:
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
-    question (the same together with the turn before it); `weights` are the request's own, if it gave some.
-    A text completion's question is its prompt's, and its index 0; several prompts are asked one by one.
+    question (the same together with the turn before it); `weights` are the request's own, if it gave some;
+    `route` is how `auto` became `engine_model`. A text completion's question is its prompt's, and its index 0;
+    several prompts are asked one by one.
     """
 
     model: str
@@ -104,6 +115,13 @@ class Plan:
     footer: bool
     sticky: bool
     chosen_in: str | None
+    route: Route | None = None
+
+    def fallen_back(self) -> Plan:
+        """The same for the other model of the route."""
+        assert self.route is not None
+        route = self.route.fallen_back()
+        return replace(self, engine_model=route.model, route=route)
 
     @property
     def searches(self) -> bool:
@@ -137,6 +155,7 @@ def plan(
     engine_model, alias_store = _split_model(name, models)
     rag = request.rag or RagOptions()
     _refuse_unbuilt(rag)
+    route = _route(request, rag, headers, engine_model, models.routing)
     tool = None
     if isinstance(request, ChatRequest):
         refuse_remote_media(request.messages, defaults.media_domains)
@@ -151,7 +170,7 @@ def plan(
     ranking = (tool.ranking_options if tool else None) or rag.ranking_options
     return Plan(
         model=name,
-        engine_model=engine_model,
+        engine_model=engine_model if route is None else route.model,
         stream=bool(request.stream),
         store_refs=asked.store_refs,
         question=asked.question,
@@ -172,6 +191,7 @@ def plan(
         footer=bool(rag.footer),
         sticky=asked.sticky,
         chosen_in=asked.chosen_in,
+        route=route,
     )
 
 
@@ -337,13 +357,35 @@ def _split_model(name: str, models: Models) -> tuple[str, str | None]:
     if resolved is None:
         resolved, store = models.resolve(name), None
     if resolved is None:
-        known = ", ".join((*models.chat, models.embedder, *models.aliases))
+        known = ", ".join((*models.chatting, models.embedder, *models.aliases))
         raise ModelNotFound(f"The model {name!r} does not exist. Known: {known}.")
-    if resolved not in models.chat:
+    if resolved not in models.chatting:
         raise BadRequest(f"{name!r} is an embedding model; it cannot generate", param="model")
     if store == "":
         raise BadRequest(f"{name!r} names no store after the @", param="model")
     return resolved, store
+
+
+def _route(
+    request: ChatRequest | CompletionRequest,
+    rag: RagOptions,
+    headers: Mapping[str, str],
+    engine_model: str,
+    rule: Rule | None,
+) -> Route | None:
+    """The way of a request for `auto`; None for one that names its model."""
+    header = headers.get("x-rag-route", "").strip().lower()
+    if header not in ("", *get_args(Size)):
+        raise BadRequest("the header X-RAG-Route takes small or large", param="X-RAG-Route")
+    asked = rag.route or cast("Size | None", header or None)
+    if rule is not None and engine_model == AUTO:
+        return choose(request, asked, rule)
+    if asked is not None:
+        raise BadRequest(
+            f"a route is chosen for the model {AUTO!r} alone, and this request asks for {engine_model!r}",
+            param="rag.route" if rag.route else "X-RAG-Route",
+        )
+    return None
 
 
 def _refuse_unbuilt(rag: RagOptions) -> None:

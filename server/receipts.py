@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from retrieval.types import Candidate, Drop, Passage
+from server.routing import Route
 
 Status = Literal["hit", "miss", "off", "degraded"]
 #: Node's HTTP client refuses more than 16 KB of headers; ours stay far below (WIRE section 4).
@@ -34,8 +35,8 @@ class Receipt:
     `no_store`, `timeout`, `unavailable`). `sources` is all that the prompt holds, in the order of its numbers;
     `found` indexes those that this question found, best first (None: all, as they are). `also` is what was
     searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
-    (`embedding`, `retrieval`, `conversation`, `answer`). `parts` are the prompts' own, where a text completion has
-    a list of them; the whole then sums them up.
+    (`embedding`, `retrieval`, `conversation`, `answer`); `route` is which model of `auto` answers, and why.
+    `parts` are the prompts' own, where a text completion has a list of them; the whole then sums them up.
     """
 
     status: Status
@@ -51,6 +52,7 @@ class Receipt:
     footer: bool = False
     cached: tuple[str, ...] = ()
     parts: tuple[Receipt, ...] = ()
+    route: Route | None = None
 
     @property
     def shown(self) -> tuple[int, ...]:
@@ -150,6 +152,8 @@ def rag_field(
         field["cited"] = cited
     if receipt.cached:
         field["cached"] = list(receipt.cached)
+    if (route := receipt.route) is not None:
+        field["route"] = {"to": route.size, "reason": route.reason, "model": route.model}
     field["timings_ms"] = dict(timings_ms)
     return field
 
@@ -207,13 +211,15 @@ def footer(receipt: Receipt, text: str) -> str:
 
 
 def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]:
-    """`x-rag-status`, `x-rag-sources`, `x-rag-cached` and `Server-Timing`; ASCII only."""
+    """`x-rag-status`, `x-rag-sources`, `x-rag-cached`, `x-rag-model` and `Server-Timing`; ASCII only."""
     out: dict[str, str] = {"x-rag-status": receipt.status}
     if receipt.sources:
         found = [receipt.sources[index] for index in receipt.shown]
         out["x-rag-sources"] = _source_list([c.passage.file_id for c in (*found, *receipt.sources)])
     if receipt.cached:
         out["x-rag-cached"] = ",".join(receipt.cached)
+    if receipt.route is not None:
+        out["x-rag-model"] = quote(receipt.route.model, safe="/-_.:@")
     return {**out, **server_timing(timings_ms)}
 
 

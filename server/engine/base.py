@@ -123,6 +123,12 @@ class Engine(Protocol):
     async def models(self) -> Sequence[ModelCard]:
         """The models by the names clients may ask for; the first is the default."""
 
+    def answering(self, model: str) -> Engine:
+        """The engine that answers for this model: itself, unless it is made of several.
+
+        Its window, its counts and its health are those that a request for the model meets. Raises EngineRejected.
+        """
+
     async def complete(self, body: Body, request_id: str) -> bytes:
         """A whole completion as JSON bytes, `id` being `request_id`.
 

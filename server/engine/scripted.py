@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineDead,
     EngineOverloaded,
     EngineRejected,
@@ -97,6 +98,9 @@ class ScriptedEngine:
 
     async def models(self) -> Sequence[ModelCard]:
         return [ModelCard(self.script.model, self._created, "groundwire", self.max_model_len)]
+
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
 
     async def complete(self, body: Body, request_id: str) -> bytes:
         prompt_tokens = await self._accept(body)

@@ -25,6 +25,7 @@ from starlette.types import ASGIApp, Message
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineDead,
     EngineError,
     EngineOverloaded,
@@ -184,6 +185,9 @@ class VllmEngine:
             )
             for card in listed.data
         ]
+
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
 
     async def complete(self, body: Body, request_id: str) -> bytes:
         response = await self._route(body, request_id)

@@ -107,6 +107,8 @@ class Recording:
             metrics.aborted.labels(self._route).inc()
         if self._receipt is not None:
             metrics.retrievals.labels(self._receipt.status).inc()
+            if (route := self._receipt.route) is not None:
+                metrics.routed.labels(route.size, route.reason).inc()
             metrics.observe_tokens(self._timings, self._receipt.context_tokens)
         log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
 

@@ -6,12 +6,13 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pytest
 
 from server.engine.base import Engine, EngineDead, EngineRejected
+from server.engine.pool import pooled
 from server.engine.scripted import Script, ScriptedEngine
 from server.engine.upstream import UpstreamOptions, open_upstream
 from tests.engine.real import RealServer
@@ -25,11 +26,12 @@ SCRIPT = Script(answer="one two three four five six seven eight", token_seconds=
 
 @dataclass(frozen=True)
 class Case:
-    """An engine and how to run its coroutines. `tells`: it tells its timings."""
+    """An engine and how to run its coroutines. `tells`: it tells its timings; no `model`: its first."""
 
     engine: Engine
     run: Callable[[Coroutine[Any, Any, T]], T]
     tells: bool = True
+    model: str | None = None
 
 
 @contextmanager
@@ -47,14 +49,26 @@ def over_http(url: str) -> Iterator[Case]:
     params=[
         "scripted",
         "upstream-scripted",
+        "pool-first",
+        "pool-last",
         pytest.param("vllm", marks=pytest.mark.engine),
         pytest.param("upstream-vllm", marks=pytest.mark.engine),
     ]
 )
 def case(request: pytest.FixtureRequest) -> Iterator[Case]:
-    """`upstream-scripted` is our own server's, retrieval off; `upstream-vllm` is vLLM's own."""
+    """`upstream-scripted` is our own server's, retrieval off; `upstream-vllm` is vLLM's own.
+
+    A pool is asked for its first engine's model, and for its last one's.
+    """
     if request.param == "scripted":
         yield Case(ScriptedEngine(SCRIPT), asyncio.run)
+        return
+    if request.param.startswith("pool"):
+        other = replace(SCRIPT, model="other", answer="no", max_model_len=100_000)
+        engines = {"one": ScriptedEngine(SCRIPT), "two": ScriptedEngine(other)}
+        if request.param == "pool-last":
+            engines = dict(reversed(engines.items()))
+        yield Case(asyncio.run(pooled(engines)), asyncio.run, model=SCRIPT.model)
         return
     if request.param == "upstream-scripted":
         bench: Bench = request.getfixturevalue("bench")
@@ -82,7 +96,7 @@ class Ask:
     chat: bool
 
     def body(self, text: str = "Count to eight.", **fields: Any) -> dict[str, Any]:
-        model = self.case.run(self.case.engine.models())[0].id
+        model = self.case.model or self.case.run(self.case.engine.models())[0].id
         asked = {"messages": [{"role": "user", "content": text}]} if self.chat else {"prompt": text}
         return {"model": model, **asked, "max_tokens": 8, "temperature": 0, **fields}
 
@@ -232,6 +246,14 @@ def test_special_tokens_are_texts(case: Case) -> None:
     tokens = case.engine.special_tokens
     assert "<|im_end|>" in tokens
     assert all(token.strip() for token in tokens)
+
+
+def test_an_engine_answers_for_its_model(case: Case) -> None:
+    card = case.run(case.engine.models())[0]
+    answering = case.engine.answering(card.id)
+    assert card.id in [own.id for own in case.run(answering.models())]
+    assert answering.max_model_len == card.max_model_len
+    answering.check_health()
 
 
 def test_healthy_while_it_lives(case: Case) -> None:

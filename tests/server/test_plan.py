@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from server.errors import BadRequest, ModelNotFound, mapped
 from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
-from server.settings import Settings
+from server.routing import Rule
+from server.settings import RoutingSettings, Settings
 from server.wire.chat import ChatRequest
 from server.wire.completions import CompletionRequest
 
@@ -528,3 +529,59 @@ def test_a_text_completion_as_the_engine_gets_it() -> None:
             "messages": [USER], "echo": True}  # fmt: skip
     made = planned_text(**{key: body[key] for key in ("model", "prompt", "rag")})
     assert text_body(body, made) == {"model": "scripted", "prompt": ["a"], "echo": True}
+
+
+RULE = Rule(**RoutingSettings(small="scripted", large="org/lora@v2").model_dump())
+ROUTING = Models((*MODELS.chat,), MODELS.embedder, {**ALIASES, "mine-*": "auto"}, RULE)
+
+
+def routed(headers: dict[str, str] | None = None, models: Models = ROUTING, **fields: Any) -> Plan:
+    request = ChatRequest.model_validate({"model": "auto", "messages": [USER], **fields})
+    return plan(request, headers or {}, models, DEFAULTS)
+
+
+@pytest.mark.parametrize("model", ["auto", "auto@docs", "mine-x", "mine-x@docs"])
+def test_auto_is_a_name_like_others(model: str) -> None:
+    made = routed(model=model)
+    assert (made.model, made.engine_model, made.store_refs) == (model, "scripted", ("docs",))
+    assert made.route is not None
+    assert made.route.reason == "simple"
+    assert routed(model="auto@none").store_refs == ()
+
+
+def test_auto_needs_routing() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        routed(models=MODELS)
+    assert "auto" not in str(caught.value).partition("Known")[2]
+    with pytest.raises(ModelNotFound, match=r"Known: .*auto"):
+        routed(model="nobody")
+
+
+def test_the_body_s_route_before_the_header_s_before_the_rule_s() -> None:
+    assert routed(max_tokens=9999).engine_model == "org/lora@v2"
+    header = {"x-rag-route": " Small "}
+    assert routed(header, max_tokens=9999).engine_model == "scripted"
+    made = routed(header, rag={"route": "large"})
+    assert made.engine_model == "org/lora@v2"
+    assert made.route is not None
+    assert made.route.reason == "requested"
+    other = made.fallen_back()
+    assert (other.model, other.engine_model) == ("auto", "scripted")
+
+
+@pytest.mark.parametrize("models", [MODELS, ROUTING])
+@pytest.mark.parametrize(
+    ("param", "headers", "fields"),
+    [
+        ("X-RAG-Route", {"x-rag-route": "medium"}, {}),
+        ("X-RAG-Route", {"x-rag-route": "small"}, {}),
+        ("rag.route", {}, {"rag": {"route": "small"}}),
+        ("rag.route", {"x-rag-route": "large"}, {"rag": {"route": "small"}}),
+    ],
+)
+def test_a_route_that_is_none_or_leads_nowhere_is_400(
+    models: Models, param: str, headers: dict[str, str], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        routed(headers, models, model="scripted", **fields)
+    assert caught.value.param == param

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineError,
     EngineTimings,
     EngineUnreachable,
@@ -83,6 +84,9 @@ class UpstreamEngine:
     async def models(self) -> Sequence[ModelCard]:
         return self._cards
 
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
+
     async def learn(self) -> None:
         """Ask for its models and their length; what the options say needs no asking. Raises EngineError."""
         options, where = self._options, self._link.where
@@ -91,7 +95,12 @@ class UpstreamEngine:
                 ModelCard(name, 0, options.name, options.max_model_len) for name in options.models
             )
             return
-        cards = answers.listed(await self._link.models(), where)
+        try:
+            cards = answers.listed(await self._link.models(), where)
+        except EngineUnreachable as error:
+            raise EngineUnreachable(
+                f"{error}; with its `models` and `max_model_len` set, the server starts without it"
+            ) from error
         if missing := set(options.models) - {card.id for card in cards}:
             raise EngineError(f"{where} has no model {', '.join(sorted(missing))}")
         chosen = [card for card in cards if card.id in options.models] or answers.chat_models(cards)

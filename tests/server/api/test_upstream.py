@@ -22,7 +22,7 @@ def over(bench: Bench, url: str, **options: Any) -> Iterator[Running]:
     opened = open_upstream(UpstreamOptions("far", f"{url}/v1", **known))
     engine = bench.run(opened.__aenter__())
     try:
-        with bench.serve(instead=engine) as running:
+        with bench.serve(instead={"far": engine}) as running:
             yield running
     finally:
         bench.run(opened.__aexit__(None, None, None))
