@@ -355,7 +355,7 @@ def mutated(path: tuple[Any, ...], value: Any) -> Any:
     return body
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, suppress_health_check=list(HealthCheck))
 @given(path=st.sampled_from(PATHS), value=st.one_of(st.just(DROP), ANY), streamed=st.booleans())
 def test_no_mutation_of_a_request_is_a_500(
     shared: Running, path: Any, value: Any, streamed: bool

@@ -136,13 +136,13 @@ def check(running: Running, body: dict[str, Any], route: str = ROUTE) -> None:
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=SHARED, derandomize=True)
+@settings(max_examples=200, suppress_health_check=SHARED, derandomize=True)
 @given(BODY)
 def test_chat_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=SHARED, derandomize=True)
+@settings(max_examples=200, suppress_health_check=SHARED, derandomize=True)
 @given(TEXT_BODY)
 def test_text_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body, TEXT_ROUTE)
@@ -150,7 +150,7 @@ def test_text_bodies(shared: Running, body: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=10_000, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=10_000, suppress_health_check=SHARED)
 @given(BODY)
 def test_many_chat_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body)
@@ -158,7 +158,7 @@ def test_many_chat_bodies(shared: Running, body: dict[str, Any]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=10_000, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=10_000, suppress_health_check=SHARED)
 @given(TEXT_BODY)
 def test_many_text_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body, TEXT_ROUTE)
