@@ -14,7 +14,7 @@ from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
-from retrieval.types import Drop, Passage, Query, Retrieval
+from retrieval.types import Candidate, Drop, Passage, Query, Retrieval
 from server import receipts, weave
 from server.adopted import Indexes
 from server.answers import Answers
@@ -373,20 +373,25 @@ class Grounding:
         return engine.max_model_len - prompt - planned.answer_tokens
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
-        # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
+        # Twice what is asked for, as some are duplicates or too long.
         candidates = retrieval.candidates[: retrieval.query.enough]
         known = {c.passage.id: index for index, c in enumerate(sources_of(room.earlier))}
-        fresh = [c.passage for c in candidates if c.passage.id not in known]
-        # The number's own width changes nothing that matters: two digits cost what one does, or one more.
-        drafts = [render_source(passage, 10 + i, self._breaker) for i, passage in enumerate(fresh)]
         engine = self._engine.answering(planned.engine_model)
-        *counts, frame = engine.count_text([*drafts, render_block([])])
-        costs = {p.id: count + SEAM_TOKENS for p, count in zip(fresh, counts, strict=True)}
+
+        def tokens(text: str) -> int:
+            return engine.count_text([text])[0] + SEAM_TOKENS
+
+        def cost(candidate: Candidate) -> int:
+            if candidate.passage.id in known:
+                return 0
+            # The number's own width changes nothing that matters: two digits cost what one does, or one more.
+            return tokens(render_source(candidate.passage, 10, self._breaker))
+
         context = pack(
             candidates,
-            [costs.get(c.passage.id, 0) for c in candidates],
+            cost,
             budget_tokens=room.tokens,
-            frame_tokens=frame + SEAM_TOKENS,
+            frame_tokens=tokens(render_block([])),
             max_sources=planned.top_k,
             score_threshold=planned.score_threshold,
         )
