@@ -482,7 +482,8 @@ class Grounding:
         if route is None or prepared.fell_from or self._down(route.other):
             raise prepared.fell_from or error
         log.warning("%s; %s answers in place of %s", error, route.other, route.model)
-        prepared.fell_from = error
+        # Its traceback holds this request, which would hold it: neither would go before the collector comes.
+        prepared.fell_from = error.with_traceback(None)
         await self._fall_back(prepared)
 
     async def _fall_back(self, prepared: Prepared) -> None:
