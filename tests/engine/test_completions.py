@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from server.engine.base import Events
 from tests.engine.real import FACT, MAX_MODEL_LEN, QUESTION, RealServer
 from tests.engine.test_parity import events
 from tests.engine.test_prompt import _special_ids
@@ -17,9 +18,11 @@ pytestmark = pytest.mark.engine
 
 MODEL = "SmolLM2-135M-Instruct"
 GROUNDED = f"{MODEL}@facts"
+#: The model has something to say after this; after a bare question it says nothing.
+PROMPT = f"{QUESTION}\nThe lamp"
 FEATURES: dict[str, dict[str, Any]] = {
     "plain": {},
-    "prompts": {"prompt": [QUESTION, "Two and two are"]},
+    "prompts": {"prompt": [PROMPT, "Two and two are"]},
     "token_ids": {"prompt": [[504, 505, 506], [28]]},
     "echo": {"echo": True, "logprobs": 1},
     "n": {"n": 2, "temperature": 0.8, "seed": 7},
@@ -30,7 +33,7 @@ SEVERAL = ("prompts", "token_ids", "n")
 
 
 def body_of(**fields: Any) -> dict[str, Any]:
-    return {"model": MODEL, "prompt": QUESTION, "max_tokens": 8, "temperature": 0, **fields}
+    return {"model": MODEL, "prompt": PROMPT, "max_tokens": 8, "temperature": 0, **fields}
 
 
 def post(url: str, body: dict[str, Any]) -> httpx.Response:
@@ -118,7 +121,7 @@ def test_a_schema_that_vllm_refuses_late_is_a_status_on_streams_too(
 
 
 def test_fact_is_in_the_prompt_that_echo_shows(real: RealServer) -> None:
-    answer = ask(real, echo=True, logprobs=0, prompt=f"{QUESTION}\nThe lamp")
+    answer = ask(real, echo=True, logprobs=0)
     (choice,) = answer["choices"]
     assert answer["rag"]["status"] == "hit"
     assert choice["text"].index(FACT) < choice["text"].index(QUESTION)
@@ -126,7 +129,7 @@ def test_fact_is_in_the_prompt_that_echo_shows(real: RealServer) -> None:
     assert choice["logprobs"]["text_offset"][0] == 0
     assert "".join(tokens).startswith(choice["text"])
     # Grounding changes the prompt and nothing else: bare vLLM on that prompt writes the same words.
-    prompt = choice["text"][: choice["text"].index("\nThe lamp") + len("\nThe lamp")]
+    prompt = choice["text"][: choice["text"].index(PROMPT) + len(PROMPT)]
     theirs = post(real.bare_url, body_of(prompt=prompt)).json()
     assert prompt + theirs["choices"][0]["text"] == choice["text"]
     assert theirs["usage"]["prompt_tokens"] == answer["usage"]["prompt_tokens"]
@@ -180,12 +183,14 @@ def test_budget_is_kept_at_the_last_token(real: RealServer) -> None:
 def test_leaving_a_stream_of_several_prompts_aborts_them_all(real: RealServer) -> None:
     processor = real.engine._client.output_processor  # type: ignore[attr-defined]
 
-    async def start_and_leave() -> None:
+    async def start_and_leave() -> Events:
         request = body_of(prompt=["One", "Two"], max_tokens=1500, ignore_eos=True, stream=True)
         stream = await real.engine.stream(request, "cmpl-gone")
         await anext(stream)
         assert processor.get_num_unfinished_requests() == 2
         await stream.aclose()
+        return stream
 
-    real.run(start_and_leave())
+    left = real.run(start_and_leave())
     eventually(lambda: processor.get_num_unfinished_requests() == 0, 5)
+    del left  # until here, so that nothing but its closing can have ended it
