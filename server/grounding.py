@@ -495,8 +495,8 @@ class Grounding:
         prepared.body = body if grounded else prepared.bare
         prepared.recording.grounded_in(replace(prepared.receipt, route=planned.route))
         if grounded:
-            free = await self._free(planned, body)
-            if free is None or free < 0:
+            free = [await self._free(planned, one) for one in _one_by_one(body)]
+            if any(tokens is None or tokens < 0 for tokens in free):
                 _without_context(prepared)
 
     async def _plain(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
@@ -573,6 +573,13 @@ async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         yield weave.event({**head, "choices": [], "usage": usage})
     yield weave.DONE
+
+
+def _one_by_one(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """A request for each prompt of a grounded text completion; any other is one already."""
+    if is_chat(body) or isinstance(body["prompt"], str):
+        return [body]
+    return [{**body, "prompt": prompt} for prompt in body["prompt"]]
 
 
 def _without_context(prepared: Prepared) -> None:

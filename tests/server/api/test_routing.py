@@ -15,7 +15,7 @@ from server.engine.base import Engine
 from server.engine.scripted import Script, ScriptedEngine
 from server.engine.upstream import UpstreamOptions, open_upstream
 from tests.engine.test_upstream import OPENING, Answer, chunk, says, upstream, whole
-from tests.server.api.bench import ANSWER, Bench, Running, eventually
+from tests.server.api.bench import ANSWER, QUESTION, Bench, Running, eventually
 
 ROUTING = {"small": "small", "large": "large"}
 SMALL, LARGE = Script(model="small", answer=ANSWER), Script(model="large", answer=ANSWER)
@@ -398,3 +398,20 @@ def test_each_of_two_that_stay_silent_is_asked_once(bench: Bench, streamed: bool
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "engine_timeout"
     assert len(asked) == 2
+
+
+@pytest.mark.parametrize("prompt", [QUESTION, [QUESTION, f"{QUESTION} Please."]])
+@pytest.mark.parametrize(("window", "status"), [(4096, "hit"), (120, "miss")])
+def test_a_text_completion_falls_back_with_what_fits(
+    bench: Bench, prompt: str | list[str], window: int, status: str
+) -> None:
+    with pair(bench, small=None, large=replace(LARGE, max_model_len=window)) as two:
+        for _ in range(2):
+            asked = {"model": "auto@docs", "prompt": prompt, "max_tokens": 10}
+            response = two.near.client.post("/v1/completions", json=asked)
+            assert response.status_code == 200
+            assert response.headers["x-rag-model"] == "large"
+            assert response.headers["x-rag-status"] == status
+            assert len(response.json()["choices"]) == (1 if isinstance(prompt, str) else 2)
+            assert response.json()["rag"]["route"]["reason"] == "fallback"
+        assert two.asked == (0, 2)
