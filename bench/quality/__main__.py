@@ -1,0 +1,85 @@
+"""`python -m bench.quality DIR`: the quality of retrieval at the defaults, and what was tried beside them.
+
+DIR holds the data sets. Writes `docs/quality.json`, and from it the tables of `docs/quality.md`. A quarter of
+an hour on two cores; vectors are kept in `build/quality`, so that a second run takes some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.conditions import surroundings
+from bench.quality.measure import measure
+from bench.quality.rankings import Corpus, Vectorizer
+from bench.quality.sets import NAMES, read_sets
+from bench.quality.tables import FILE, publish
+from bench.report import ROOT
+from server.embedding import open_embedder
+from server.evaluation import EvaluationError
+from server.settings import load_settings
+
+EVAL = "import sys; from server.cli import main; sys.exit(main())"
+PACKAGES = ("tantivy", "chromadb", "openvino", "onnxruntime")
+
+
+def main() -> int:
+    """Measure and write; status 1 when a data set cannot be used."""
+    options = parse()
+    target = ROOT / FILE
+    saved = json.loads(target.read_text(encoding="utf-8"))
+    try:
+        if "measured" in options.only:
+            saved["measured"] = measured(options.directory)
+        if "tried" in options.only:
+            saved["tried"] = tried(options.directory, options.vectors)
+    except (EvaluationError, subprocess.CalledProcessError) as error:
+        print(f"bench.quality: {error}", file=sys.stderr)
+        return 1
+    target.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    publish(ROOT)
+    return 0
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The options of a run. Exits with status 2 for a bad one."""
+    parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
+    add = parser.add_argument
+    add("directory", metavar="DIR", type=Path, help=f"holds {', '.join(NAMES)}")
+    parts = ("measured", "tried")
+    add("--only", nargs="+", choices=parts, default=parts, help="keep the other part as saved")
+    add("--vectors", type=Path, default=ROOT / "build" / "quality", help="where vectors are kept")
+    return parser.parse_args(arguments)
+
+
+def measured(directory: Path) -> dict[str, Any]:
+    """What `groundwire eval` prints of each set."""
+    return {name: _evaluated(directory / name) for name in NAMES}
+
+
+def tried(directory: Path, vectors: Path) -> dict[str, Any]:
+    """All variants on all sets. Raises EvaluationError."""
+    settings = load_settings()
+    vectorizer = Vectorizer(open_embedder(settings, print), vectors)
+    found = {}
+    for name, data in read_sets(directory).items():
+        print(name, flush=True)
+        found[name] = measure(Corpus(data, vectorizer), lambda variant: print(f"  {variant}"))
+    seen = {**surroundings(ROOT, PACKAGES), "embedder": settings.embedder}
+    return {"conditions": seen, "sets": found}
+
+
+def _evaluated(directory: Path) -> Mapping[str, Any]:
+    command = [sys.executable, "-c", EVAL, "eval", str(directory), "--json"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+    ways: dict[str, Any] = json.loads(done.stdout)
+    return ways
+
+
+if __name__ == "__main__":
+    sys.exit(main())
