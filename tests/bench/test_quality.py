@@ -189,6 +189,13 @@ def test_the_question_alone_leaves_the_turn_before_out(corpus: Corpus) -> None:
     assert ranked(corpus, DEFAULTS, QUESTIONS[1], dense, nothing) == ["c", "d"]
 
 
+def test_a_text_has_its_own_weights(corpus: Corpus) -> None:
+    nothing: dict[str, list[Hit]] = {text: [] for text in corpus.texts}
+    lexical = {**nothing, "Where did it die?": [Hit("b", 2.0), Hit("c", 1.0)]}
+    lexical["quagga zebra died"] = [Hit("a", 1.0)]
+    assert ranked(corpus, DEFAULTS, QUESTIONS[1], nothing, lexical) == ["b", "c", "a"]
+
+
 @pytest.mark.parametrize(
     ("recall", "ndcg", "said"),
     [
