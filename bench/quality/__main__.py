@@ -10,21 +10,23 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.conditions import surroundings
 from bench.quality.measure import measure
 from bench.quality.rankings import Corpus, Vectorizer
-from bench.quality.sets import NAMES, read_sets
+from bench.quality.sets import NAMES, rare_words, read_sets, titles_as_headings, wiki_headings
 from bench.quality.tables import FILE, publish
+from bench.quality.variants import Variant, contexts, fusions, variants
 from bench.report import ROOT
 from server.embedding import open_embedder
-from server.evaluation import EvaluationError
+from server.evaluation import DataSet, EvaluationError
 from server.settings import load_settings
 
 EVAL = "import sys; from server.cli import main; sys.exit(main())"
+Tried = Callable[[Corpus], Iterable[Variant]]
 PACKAGES = ("tantivy", "chromadb", "openvino", "onnxruntime")
 
 
@@ -67,11 +69,23 @@ def tried(directory: Path, vectors: Path) -> dict[str, Any]:
     settings = load_settings()
     vectorizer = Vectorizer(open_embedder(settings, print), vectors)
     found = {}
-    for name, data in read_sets(directory).items():
+    for name, (data, its_variants) in chosen(read_sets(directory)).items():
         print(name, flush=True)
-        found[name] = measure(Corpus(data, vectorizer), lambda variant: print(f"  {variant}"))
+        corpus = Corpus(data, vectorizer)
+        found[name] = measure(corpus, its_variants(corpus), lambda variant: print(f"  {variant}"))
     seen = {**surroundings(ROOT, PACKAGES), "embedder": settings.embedder}
     return {"conditions": seen, "sets": found}
+
+
+def chosen(sets: Mapping[str, DataSet]) -> dict[str, tuple[DataSet, Tried]]:
+    """Every set, and those made from them, with what is tried on it."""
+    xquad, chunks = sets["xquad_en_wiki"], sets["chunking_eval"]
+    given: dict[str, tuple[DataSet, Tried]] = {n: (data, variants) for n, data in sets.items()}
+    return given | {
+        "xquad_en_wiki, titles as headings": (titles_as_headings(xquad), lambda _: contexts()),
+        "chunking_eval, wiki headings": (wiki_headings(chunks), lambda _: contexts()),
+        "xquad_en_wiki, rare words": (rare_words(xquad), lambda _: fusions()),
+    }
 
 
 def _evaluated(directory: Path) -> Mapping[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from bench.quality.rankings import Corpus
-from bench.quality.variants import Variant, variants
+from bench.quality.variants import Variant
 from retrieval.fuse import Ranking
 from retrieval.quality import DEPTH, score, summarize
 from retrieval.types import Hit, WeightedText
@@ -18,7 +18,9 @@ Found = Mapping[str, Sequence[Hit]]
 Scores = list[dict[str, float]]
 
 
-def measure(corpus: Corpus, progress: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def measure(
+    corpus: Corpus, variants: Iterable[Variant], progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """By variant: mean, 95 % interval, and the paired difference to the first one, the defaults.
 
     All intervals are `retrieval.quality`'s bootstrap over questions; that of a difference resamples the
@@ -27,7 +29,7 @@ def measure(corpus: Corpus, progress: Callable[[str], None] = lambda _: None) ->
     dense, lexical = cache(corpus.dense), cache(corpus.lexical)
     results: dict[str, Any] = {}
     baseline: Scores | None = None
-    for variant in variants(corpus):
+    for variant in variants:
         progress(variant.name)
         scores = asked(corpus, variant, dense(variant.context), lexical(variant.keywords))
         entry: dict[str, Any] = _summary(scores)

@@ -1,4 +1,4 @@
-"""The data sets, and the two that are made from them by rule so that their passages stand below headings."""
+"""The data sets, and those that are made from them by rule: with headings, and with questions of one word."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from server.queries import FollowUpWeights
 NAMES = ("xquad_en_wiki", "chunking_eval", "followups")
 #: A heading of the wiki texts alone in its line: `= Title =`, `= = Section = =`.
 _HEADING = re.compile(r"^\s*((?:= )+)([^=;]+?)((?: =)+)\s*$", re.MULTILINE)
+#: Long enough to be a name, and none that a stemmer's or tokenizer's rule for digits touches.
+_WORD = re.compile(r"[^\W\d_]{5,}")
 _WIKI = "wikitexts"
 
 
 def read_sets(folder: Path) -> dict[str, DataSet]:
-    """The three sets below `folder`, and those with headings. Raises EvaluationError naming file and line."""
-    sets = {name: read_data_set(folder / name, FollowUpWeights()) for name in NAMES}
-    sets["xquad_en_wiki, titles as headings"] = titles_as_headings(sets["xquad_en_wiki"])
-    sets["chunking_eval, wiki headings"] = wiki_headings(sets["chunking_eval"])
-    return sets
+    """The three sets below `folder`. Raises EvaluationError naming file and line."""
+    return {name: read_data_set(folder / name, FollowUpWeights()) for name in NAMES}
 
 
 def titles_as_headings(data: DataSet) -> DataSet:
@@ -42,6 +41,21 @@ def wiki_headings(data: DataSet) -> DataSet:
     positives = {id_ for id_, passage in data.passages.items() if passage.title == _WIKI}
     questions = tuple(q for q in data.questions if q.positives <= positives)
     return _changed(replace(data, questions=questions), _with_paths(data.passages.values()))
+
+
+def rare_words(data: DataSet, count: int = 300) -> DataSet:
+    """The same passages, asked for by a word that only one of them has, as names and error codes are looked up.
+
+    `count` of these words, at even steps of their alphabet.
+    """
+    owners: dict[str, set[str]] = {}
+    for id_, passage in data.passages.items():
+        for word in _WORD.findall(f"{passage.title} {passage.text}"):
+            owners.setdefault(word.lower(), set()).add(id_)
+    rare = sorted(word for word, ids in owners.items() if len(ids) == 1)
+    chosen = rare[:: max(1, len(rare) // count)][:count]
+    questions = tuple(Question(word, (), frozenset(owners[word])) for word in chosen)
+    return replace(data, questions=questions)
 
 
 def _changed(data: DataSet, passages: Iterable[Passage]) -> DataSet:

@@ -101,26 +101,31 @@ DEFAULTS = Variant("the defaults")
 
 def variants(corpus: Corpus) -> Iterator[Variant]:
     """All that can make a difference on this set, the defaults first."""
-    passages = corpus.data.passages.values()
-    yield DEFAULTS
-    yield from _fusion()
-    yield from _analysis()
-    if any(passage.title for passage in passages):
+    yield from fusions()
+    yield _keyworded("no stemming", Keywords(stemming=False))
+    yield _keyworded("stop words kept", Keywords(stop_words=False))
+    neither = Keywords(stemming=False, stop_words=False)
+    yield _keyworded("no stemming, stop words kept", neither)
+    if any(passage.title for passage in corpus.data.passages.values()):
         for weight in (0, 0.1, 0.5, 1):
             yield _keyworded(f"titles weigh {weight}", Keywords(title_boost=weight))
         yield replace(DEFAULTS, name="title before the embedded text", context=below_title)
-    if any(passage.headings for passage in passages):
-        for weight in (0, 0.25, 0.75, 1):
-            yield _keyworded(f"headings weigh {weight}", Keywords(headings_boost=weight))
-        yield replace(
-            DEFAULTS, name="heading path before the embedded text", context=below_headings
-        )
     yield from _arranged(corpus)
     if any(question.also for question in corpus.data.questions):
         yield replace(DEFAULTS, name="the last question alone", followup=False)
 
 
-def _fusion() -> Iterator[Variant]:
+def contexts() -> Iterator[Variant]:
+    """What can be done with headings."""
+    yield DEFAULTS
+    for weight in (0, 0.25, 0.75, 1):
+        yield _keyworded(f"headings weigh {weight}", Keywords(headings_boost=weight))
+    yield replace(DEFAULTS, name="heading path before the embedded text", context=below_headings)
+
+
+def fusions() -> Iterator[Variant]:
+    """One ranking, and two made one in other ways."""
+    yield DEFAULTS
     base = DEFAULTS.fusion
     yield _fused("vectors alone", replace(base, lexical_weight=0))
     yield _fused("keywords alone", replace(base, dense_weight=0, lexical_weight=1))
@@ -145,13 +150,6 @@ def _fusion() -> Iterator[Variant]:
 
 def _fused(name: str, fusion: FusionSettings) -> Variant:
     return replace(DEFAULTS, name=name, fusion=fusion)
-
-
-def _analysis() -> Iterator[Variant]:
-    yield _keyworded("no stemming", Keywords(stemming=False))
-    yield _keyworded("stop words kept", Keywords(stop_words=False))
-    neither = Keywords(stemming=False, stop_words=False)
-    yield _keyworded("no stemming, stop words kept", neither)
 
 
 def _keyworded(name: str, keywords: Keywords) -> Variant:

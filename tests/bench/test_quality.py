@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -12,10 +13,17 @@ import pytest
 
 from bench.quality.measure import measure, ranked
 from bench.quality.rankings import Corpus, Vectorizer, below_headings, below_title
-from bench.quality.sets import neighbours, texts_of, titles_as_headings, wiki_headings
+from bench.quality.sets import (
+    neighbours,
+    rare_words,
+    texts_of,
+    titles_as_headings,
+    wiki_headings,
+)
 from bench.quality.tables import rendered, tried, verdict
 from bench.quality.variants import (
     DEFAULTS,
+    contexts,
     deviations,
     min_max,
     variants,
@@ -80,7 +88,7 @@ def corpus(tmp_path: Path) -> Corpus:
 @pytest.mark.anyio
 async def test_the_defaults_rank_as_the_server_does(corpus: Corpus, tmp_path: Path) -> None:
     served = await evaluate(corpus.data, Letters(), FusionSettings(), tmp_path / "data")
-    found = measure(corpus)["variants"]
+    found = measure(corpus, variants(corpus))["variants"]
     for name, way in (
         ("the defaults", "hybrid"),
         ("vectors alone", "dense"),
@@ -96,7 +104,7 @@ def test_each_variant_has_a_name_of_its_own_and_its_difference_to_the_defaults(
     corpus: Corpus,
 ) -> None:
     names = [variant.name for variant in variants(corpus)]
-    found = measure(corpus)
+    found = measure(corpus, variants(corpus))
     assert list(found["variants"]) == names
     assert found["questions"] == 3
     defaults, *others = found["variants"].values()
@@ -109,16 +117,25 @@ def test_each_variant_has_a_name_of_its_own_and_its_difference_to_the_defaults(
 
 
 def test_only_what_can_make_a_difference_is_tried(tmp_path: Path) -> None:
-    vectorizer = Vectorizer(Letters(), tmp_path)
     untitled = data(a="", b="", c="", d="")
-    plain = DataSet(untitled.passages, QUESTIONS[:1])
-    names = {variant.name for variant in variants(Corpus(plain, vectorizer))}
-    assert not [
-        n for n in names if "title" in n or "heading" in n or "after it" in n or "last" in n
-    ]
-    headed = {variant.name for variant in variants(Corpus(wiki_headings(data()), vectorizer))}
-    assert "heading path before the embedded text" in headed
-    assert "the last question alone" in headed
+    plain = Corpus(replace(untitled, questions=QUESTIONS[:1]), Vectorizer(Letters(), tmp_path))
+    names = {variant.name for variant in variants(plain)}
+    assert not [n for n in names if "title" in n or "after it" in n or "last" in n]
+
+
+def test_headings_are_tried_where_there_are_some(corpus: Corpus) -> None:
+    headed = replace(corpus, data=wiki_headings(corpus.data))
+    found = measure(headed, contexts())["variants"]
+    assert next(iter(found)) == "the defaults"
+    before = headed.vectors
+    after = headed.embedded(below_headings)
+    assert (before != after).any(axis=1).tolist() == [True, True, True, False]
+
+
+def test_rare_words_are_asked_for() -> None:
+    found = rare_words(data(d="Roads"), count=3).questions
+    assert [question.text for question in found] == ["alone", "crossing", "quagga"]
+    assert rare_words(data(), count=1).questions[0].positives == frozenset("b")
 
 
 def test_vectors_are_made_once(tmp_path: Path) -> None:
