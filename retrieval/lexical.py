@@ -45,14 +45,14 @@ class Keywords:
     """How text becomes words that can be found, and what a word weighs outside of a passage's own text.
 
     Every store has the defaults, whose figures are in `docs/quality.md`; others are there to be measured.
-    `title_boost` is for the title and the file name, which all passages of a file share: a large one ranks
-    files above passages. `headings_boost` is for the headings above a passage, which tell them apart.
+    `title_boost` is for the title and the file name, `headings_boost` for the headings above a passage. Many
+    passages share them, so that a large boost ranks files and sections above passages.
     """
 
     stemming: bool = True
     stop_words: bool = True
     title_boost: float = 0.2
-    headings_boost: float = 0.5
+    headings_boost: float = 0.25
 
     @property
     def analyzer(self) -> str:

@@ -27,22 +27,19 @@ from server.settings import load_settings
 
 EVAL = "import sys; from server.cli import main; sys.exit(main())"
 Tried = Callable[[Corpus], Iterable[Variant]]
-PACKAGES = ("tantivy", "chromadb", "openvino", "onnxruntime")
+PACKAGES = ("tantivy", "torch", "openvino")
 
 
 def main() -> int:
     """Measure and write; status 1 when a data set cannot be used."""
     options = parse()
-    target = ROOT / FILE
-    saved = json.loads(target.read_text(encoding="utf-8"))
     try:
-        if "measured" in options.only:
-            saved["measured"] = measured(options.directory)
-        if "tried" in options.only:
-            saved["tried"] = tried(options.directory, options.vectors)
+        found = {name: part(options) for name, part in PARTS.items() if name in options.only}
     except (EvaluationError, subprocess.CalledProcessError) as error:
         print(f"bench.quality: {error}", file=sys.stderr)
         return 1
+    target = ROOT / FILE
+    saved = json.loads(target.read_text(encoding="utf-8")) | found
     target.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     publish(ROOT)
     return 0
@@ -53,28 +50,33 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.quality", description=__doc__)
     add = parser.add_argument
     add("directory", metavar="DIR", type=Path, help=f"holds {', '.join(NAMES)}")
-    parts = ("measured", "tried")
-    add("--only", nargs="+", choices=parts, default=parts, help="keep the other part as saved")
+    add(
+        "--only",
+        nargs="+",
+        choices=PARTS,
+        default=tuple(PARTS),
+        help="keep the other part as saved",
+    )
     add("--vectors", type=Path, default=ROOT / "build" / "quality", help="where vectors are kept")
     return parser.parse_args(arguments)
 
 
-def measured(directory: Path) -> dict[str, Any]:
+def measured(options: argparse.Namespace) -> dict[str, Any]:
     """What `groundwire eval` prints of each set."""
-    return {name: _evaluated(directory / name) for name in NAMES}
+    return {name: _evaluated(options.directory / name) for name in NAMES}
 
 
-def tried(directory: Path, vectors: Path) -> dict[str, Any]:
+def tried(options: argparse.Namespace) -> dict[str, Any]:
     """All variants on all sets. Raises EvaluationError."""
     settings = load_settings()
-    vectorizer = Vectorizer(open_embedder(settings, print), vectors)
+    vectorizer = Vectorizer(open_embedder(settings, print), options.vectors)
     found = {}
-    for name, (data, its_variants) in chosen(read_sets(directory)).items():
+    for name, (data, its_variants) in chosen(read_sets(options.directory)).items():
         print(name, flush=True)
         corpus = Corpus(data, vectorizer)
         found[name] = measure(corpus, its_variants(corpus), lambda variant: print(f"  {variant}"))
-    seen = {**surroundings(ROOT, PACKAGES), "embedder": settings.embedder}
-    return {"conditions": seen, "sets": found}
+    embedder = {"embedder": settings.embedder, "embedder_backend": settings.embedder_backend}
+    return {"conditions": {**surroundings(ROOT, PACKAGES), **embedder}, "sets": found}
 
 
 def chosen(sets: Mapping[str, DataSet]) -> dict[str, tuple[DataSet, Tried]]:
@@ -94,6 +96,9 @@ def _evaluated(directory: Path) -> Mapping[str, Any]:
     ways: dict[str, Any] = json.loads(done.stdout)
     return ways
 
+
+#: The parts of the JSON, and what makes them.
+PARTS = {"measured": measured, "tried": tried}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -81,7 +81,7 @@ def _sentence(seen: Entry) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in seen["versions"].items())
     changes = " with changes" if seen["dirty"] else ""
     return (
-        f"Measured {seen['date']} with {seen['embedder']} on {seen['cpu']} ({versions}); "
+        f"Measured {seen['date']} with {seen['embedder']} ({seen['embedder_backend']}) on {seen['cpu']} ({versions}); "
         f"commit {seen['commit']}{changes}."
     )
 

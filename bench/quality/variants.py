@@ -118,7 +118,7 @@ def variants(corpus: Corpus) -> Iterator[Variant]:
 def contexts() -> Iterator[Variant]:
     """What can be done with headings."""
     yield DEFAULTS
-    for weight in (0, 0.25, 0.75, 1):
+    for weight in (0, 0.1, 0.5, 1):
         yield _keyworded(f"headings weigh {weight}", Keywords(headings_boost=weight))
     yield replace(DEFAULTS, name="heading path before the embedded text", context=below_headings)
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench.quality.__main__ import parse
 from bench.quality.measure import measure, ranked
 from bench.quality.rankings import Corpus, Vectorizer, below_headings, below_title
 from bench.quality.sets import (
@@ -234,17 +235,24 @@ def saved() -> dict[str, Any]:
     found = {"questions": 3, "variants": {"one": one, "two": {**one, "difference": difference}}}
     conditions = {
         "date": "2026-01-01", "cpu": "a CPU", "versions": {"tantivy": "1"}, "commit": "abc", "dirty": False,
-        "embedder": "letters",
+        "embedder": "letters", "embedder_backend": "auto",
     }  # fmt: skip
     return {"measured": {}, "tried": {"conditions": conditions, "sets": {"a set": found}}}
 
 
 def test_a_row_has_the_values_the_differences_and_what_they_say() -> None:
     lines = tried(saved()["tried"]).splitlines()
-    assert lines[0] == "Measured 2026-01-01 with letters on a CPU (tantivy 1); commit abc."
+    assert lines[0] == "Measured 2026-01-01 with letters (auto) on a CPU (tantivy 1); commit abc."
     assert lines[2].startswith("| a set (3 questions) | recall@4 |")
     assert lines[4] == "| one | 0.500 (0.250-0.750) | 0.400 (0.300-0.500) |  |  |  |"
     assert lines[5].endswith("| +0.100 (+0.050 to +0.200) | +0.000 (-0.100 to +0.100) | better |")
+
+
+def test_parts_are_chosen_by_name() -> None:
+    assert parse(["folder"]).only == ("measured", "tried")
+    assert parse(["folder", "--only", "tried"]).only == ["tried"]
+    with pytest.raises(SystemExit):
+        parse(["folder", "--only", "else"])
 
 
 def test_a_page_keeps_its_prose() -> None:
