@@ -69,14 +69,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def tried(options: argparse.Namespace) -> dict[str, Any]:
     """All variants on all sets. Raises EvaluationError."""
     settings = load_settings()
+    embedder = {"embedder": settings.embedder, "embedder_backend": settings.embedder_backend}
+    seen = {**surroundings(ROOT, PACKAGES), **embedder}
     vectorizer = Vectorizer(open_embedder(settings, print), options.vectors)
     found = {}
     for name, (data, its_variants) in chosen(read_sets(options.directory)).items():
         print(name, flush=True)
         corpus = Corpus(data, vectorizer)
         found[name] = measure(corpus, its_variants(corpus), lambda variant: print(f"  {variant}"))
-    embedder = {"embedder": settings.embedder, "embedder_backend": settings.embedder_backend}
-    return {"conditions": {**surroundings(ROOT, PACKAGES), **embedder}, "sets": found}
+    return {"conditions": seen, "sets": found}
 
 
 def chosen(sets: Mapping[str, DataSet]) -> dict[str, tuple[DataSet, Tried]]:
