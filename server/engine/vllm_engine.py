@@ -8,10 +8,11 @@ stop, seed and usage are vLLM's own. The one file that imports vLLM.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from types import SimpleNamespace
@@ -133,12 +134,26 @@ async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
 
     async with build_async_engine_client(args) as client:
         tasks = await client.get_supported_tasks()
-        app = build_app(args, tasks, client.model_config)
+        with _log_levels_kept():
+            app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         # vLLM's error handlers set `should_exit` on it when the engine dies; our own watch ends the process.
         app.state.server = SimpleNamespace(should_exit=False)
         async with app.router.lifespan_context(app):
             yield VllmEngine(client, app)
+
+
+@contextmanager
+def _log_levels_kept() -> Iterator[None]:
+    """A library that vLLM's app imports (SageMaker's) silences the root logger and its handlers below ERROR."""
+    root = logging.getLogger()
+    level, handlers = root.level, [(handler, handler.level) for handler in root.handlers]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler, own in handlers:
+            handler.setLevel(own)
 
 
 class VllmEngine:
