@@ -1,12 +1,10 @@
-"""The use case, and the only place where retrieval meets an engine: a question becomes a grounded answer."""
+"""The use case, and the only place where retrieval meets an engine: a question gets its sources."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,36 +13,24 @@ from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
 from retrieval.types import Candidate, Drop, Passage, Query, Retrieval
-from server import receipts, weave
+from server import receipts
 from server.adopted import Indexes
-from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
-from server.engine.base import (
-    Engine,
-    EngineDead,
-    EngineError,
-    EngineRejected,
-    EngineUnreachable,
-    Events,
-    choices_of,
-    is_chat,
-)
+from server.engine.base import Engine, EngineError, trouble
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject_into, render_block, render_source
 from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
+from server.prepared import Prepared, free_tokens
 from server.queries import tail_of
 from server.receipts import Receipt
 from server.telemetry.recorder import Recording
-from server.weave_text import NOTHING, TextWeaver, weave_text
 from server.wire.chat import ChatRequest
 from server.wire.completions import CompletionRequest
 
 log = logging.getLogger(__name__)
 
-#: What is said where `on_empty: refuse` finds nothing to answer from.
-REFUSAL = "The documents hold nothing about this."
 #: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
 #: one embedding thread from everyone else for seconds.
 MAX_QUERY_CHARACTERS = 20_000
@@ -60,39 +46,6 @@ class GroundingSettings:
     min_similarity: float
     timeout_seconds: float
     sticky_context_tokens: int
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A request ready for the engine: what it asked, what it was given, and the body to send.
-
-    `bare` is the body without context. Not frozen: an engine that counts otherwise than we estimated may
-    refuse the context, which is then taken out before anything was said; and an engine that cannot answer may
-    give way to the other one of its route. `fell_from` is then why.
-    """
-
-    plan: Plan
-    body: Mapping[str, Any]
-    bare: Mapping[str, Any]
-    completion_id: str
-    recording: Recording
-    fell_from: EngineError | None = None
-
-    @property
-    def receipt(self) -> Receipt:
-        return self.recording.receipt
-
-    @property
-    def grounded(self) -> bool:
-        return self.receipt.status != "off"
-
-    @property
-    def echoed(self) -> tuple[str, ...]:
-        """The prompts that a text completion repeats in front of its answers."""
-        if not self.body.get("echo"):
-            return NOTHING
-        prompt = self.body["prompt"]
-        return (prompt,) if isinstance(prompt, str) else tuple(prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +80,7 @@ class Packed:
 
 
 class Grounding:
-    """Plans, retrieves, packs and injects; then hands to the engine and weaves what comes back."""
+    """Plans, retrieves, packs and injects: everything before the engine answers."""
 
     def __init__(
         self,
@@ -135,7 +88,6 @@ class Grounding:
         retriever: CachedRetriever,
         catalog: Catalog,
         conversations: Conversations,
-        answers: Answers,
         settings: GroundingSettings,
         indexes: Indexes,
     ) -> None:
@@ -143,7 +95,6 @@ class Grounding:
         self._retriever = retriever
         self._catalog = catalog
         self._conversations = conversations
-        self._answers = answers
         self._settings = settings
         self._indexes = indexes
         self._breaker = Breaker(engine.special_tokens)
@@ -197,18 +148,10 @@ class Grounding:
         """The plan for an engine that is not known to be down, and why the first choice was given up."""
         if planned.route is None:
             return planned, None
-        error = self._down(planned.route.model)
-        if error is None or self._down(planned.route.other) is not None:
+        error = trouble(self._engine, planned.route.model)
+        if error is None or trouble(self._engine, planned.route.other) is not None:
             return planned, None
         return planned.fallen_back(), error
-
-    def _down(self, model: str) -> EngineError | None:
-        """Why the engine of this model is known not to answer now."""
-        try:
-            self._engine.answering(model).check_health()
-        except (EngineUnreachable, EngineDead) as error:
-            return error
-        return None
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -357,20 +300,11 @@ class Grounding:
         """The request with the conversation's earlier sources, if they fit, and what is free beside them."""
         if earlier and tokens_of(earlier) <= self._settings.sticky_context_tokens:
             replayed = {**body, "messages": replay(body["messages"], earlier)}
-            free = await self._free(planned, replayed)
+            free = await free_tokens(self._engine, planned, replayed)
             if free is not None and free >= 0:
                 return Room(replayed, min(free, planned.max_context_tokens), earlier)
-        free = await self._free(planned, body)
+        free = await free_tokens(self._engine, planned, body)
         return Room(body, min(free or 0, planned.max_context_tokens))
-
-    async def _free(self, planned: Plan, body: Mapping[str, Any]) -> int | None:
-        """Prompt tokens free for sources: never so many that the client's answer gets shorter."""
-        try:
-            prompt = await self._engine.count_tokens(body)
-        except EngineRejected:
-            return None  # the engine will say what is wrong with the request, in its own words
-        engine = self._engine.answering(planned.engine_model)
-        return engine.max_model_len - prompt - planned.answer_tokens
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
         # Twice what is asked for, as some are duplicates or too long.
@@ -408,189 +342,6 @@ class Grounding:
         assert planned.question_index is not None
         block = Block(planned.question_index, render_block(rendered), tuple(new), context.tokens)
         return Packed(block, found, scores, context.dropped)
-
-    async def complete(self, prepared: Prepared) -> bytes | dict[str, Any]:
-        """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""
-        recording = prepared.recording
-        if self._refuses(prepared):
-            _unrouted(prepared)
-            raw = self._refusal(prepared)
-        else:
-            try:
-                raw = await self._answers.complete(
-                    self._engine, prepared.body, prepared.completion_id, recording.trace
-                )
-            except (EngineRejected, EngineUnreachable, EngineDead) as error:
-                await self._make_ready_again(prepared, error)
-                return await self.complete(prepared)
-            await self._finished(prepared)
-        model = prepared.plan.model
-        if not prepared.grounded:
-            return weave.rename(raw, model)
-        with recording.trace.stage("weave"):
-            timings, receipt = recording.trace.timings_ms(), prepared.receipt
-            if is_chat(prepared.body):
-                return weave.weave(raw, receipt, model=model, timings_ms=timings)
-            return weave_text(raw, receipt, model=model, timings_ms=timings, echoed=prepared.echoed)
-
-    async def stream(
-        self, prepared: Prepared, stack: AsyncExitStack
-    ) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
-        """The answer's events, once the engine has accepted; and the keep-alive event, if it has one.
-
-        `stack` aborts the engine's work when it closes: nobody may ever begin to read the events.
-        """
-        if self._refuses(prepared):
-            _unrouted(prepared)
-            events: Events = _refusal_events(prepared)
-        else:
-            try:
-                events = await self._answers.stream(
-                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
-                )
-            except (EngineRejected, EngineUnreachable, EngineDead) as error:
-                await self._make_ready_again(prepared, error)
-                return await self.stream(prepared, stack)
-        stack.push_async_callback(events.aclose)
-        if not prepared.grounded:
-            return self._plain(prepared, events), None
-        head: dict[str, Any] = {
-            "completion_id": prepared.completion_id,
-            "created": int(time.time()),
-            "model": prepared.plan.model,
-            "choices": 1 if self._refuses(prepared) else choices_of(prepared.body),
-        }
-        weaver = (
-            weave.Weaver(prepared.receipt, **head)
-            if is_chat(prepared.body)
-            else TextWeaver(prepared.receipt, **head, echoed=prepared.echoed)
-        )
-        return self._woven(prepared, events, weaver), weaver.keep_alive()
-
-    async def _make_ready_again(self, prepared: Prepared, error: EngineError) -> None:
-        """Change the request so that another try may help, before anything was said.
-
-        Raises `error` where nothing may; after a fall back, what it fell from: what the other engine refuses
-        is not the client's mistake.
-        """
-        if isinstance(error, EngineRejected):
-            if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
-                raise prepared.fell_from or error
-            _without_context(prepared)
-            return
-        route = prepared.plan.route
-        if route is None or prepared.fell_from or self._down(route.other):
-            raise prepared.fell_from or error
-        log.warning("%s; %s answers in place of %s", error, route.other, route.model)
-        # Its traceback holds this request, which would hold it: neither would go before the collector comes.
-        prepared.fell_from = error.with_traceback(None)
-        await self._fall_back(prepared)
-
-    async def _fall_back(self, prepared: Prepared) -> None:
-        """Address the request to the other engine; its context stays if it has room there."""
-        planned = prepared.plan = prepared.plan.fallen_back()
-        grounded = prepared.body is not prepared.bare
-        prepared.bare = {**prepared.bare, "model": planned.engine_model}
-        body = {**prepared.body, "model": planned.engine_model}
-        prepared.body = body if grounded else prepared.bare
-        prepared.recording.grounded_in(replace(prepared.receipt, route=planned.route))
-        if grounded:
-            free = [await self._free(planned, one) for one in _one_by_one(body)]
-            if any(tokens is None or tokens < 0 for tokens in free):
-                _without_context(prepared)
-
-    async def _plain(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
-        renamer = weave.Renamer(prepared.plan.model)
-        async with aclosing(self._watched(prepared, events)) as watched:
-            async for raw in watched:
-                yield renamer.feed(raw)
-
-    async def _woven(
-        self, prepared: Prepared, events: Events, weaver: weave.Weaver | TextWeaver
-    ) -> AsyncGenerator[bytes, None]:
-        recording = prepared.recording
-        yield weaver.opening(recording.trace.timings_ms())
-        weaving = 0.0
-        try:
-            async with aclosing(self._watched(prepared, events)) as watched:
-                async for raw in watched:
-                    start = time.perf_counter()
-                    out = weaver.feed(raw)
-                    weaving += time.perf_counter() - start
-                    if out:
-                        yield out
-        finally:
-            recording.trace.record("weave", weaving)
-
-    async def _watched(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
-        """The engine's events; notes the first token, turns a failure into the stream's last event."""
-        recording = prepared.recording
-        try:
-            async for raw in events:
-                if raw.startswith(weave.ERROR):
-                    recording.failed("rejected" if weave.is_refusal(raw) else "error")
-                    yield weave.error_event(raw)
-                    return
-                if not recording.has_token and b'"role"' not in raw:
-                    recording.first_token()
-                if raw == weave.DONE:
-                    # Before the client hears the end, so that what it reads next is already counted.
-                    await self._finished(prepared)
-                yield raw
-        finally:
-            await events.aclose()
-
-    async def _finished(self, prepared: Prepared) -> None:
-        timings = self._engine.timings(prepared.completion_id)
-        if timings is None:
-            # In a very full step vLLM lets answers go before it has told of them all: one turn of the loop later.
-            await asyncio.sleep(0)
-            timings = self._engine.timings(prepared.completion_id)
-        prepared.recording.engine_finished(timings)
-
-    def _refuses(self, prepared: Prepared) -> bool:
-        return prepared.plan.on_empty == "refuse" and prepared.receipt.status in (
-            "miss",
-            "degraded",
-        )
-
-    def _refusal(self, prepared: Prepared) -> bytes:
-        return weave.refusal(
-            REFUSAL,
-            chat=is_chat(prepared.body),
-            completion_id=prepared.completion_id,
-            created=int(time.time()),
-            model=prepared.plan.model,
-        )
-
-
-async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
-    head = {"id": prepared.completion_id, "object": "chat.completion.chunk"}
-    said = {"delta": {"content": REFUSAL}} if is_chat(prepared.body) else {"text": REFUSAL}
-    choice = {"index": 0, **said, "finish_reason": "stop"}
-    yield weave.event({**head, "choices": [choice]})
-    if (prepared.body.get("stream_options") or {}).get("include_usage"):
-        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        yield weave.event({**head, "choices": [], "usage": usage})
-    yield weave.DONE
-
-
-def _one_by_one(body: dict[str, Any]) -> list[dict[str, Any]]:
-    """A request for each prompt of a grounded text completion; any other is one already."""
-    if is_chat(body) or isinstance(body["prompt"], str):
-        return [body]
-    return [{**body, "prompt": prompt} for prompt in body["prompt"]]
-
-
-def _without_context(prepared: Prepared) -> None:
-    """Take the context out again: the engine has no room for it."""
-    prepared.body = prepared.bare
-    prepared.recording.grounded_in(receipts.without_sources(prepared.receipt, "no_room"))
-
-
-def _unrouted(prepared: Prepared) -> None:
-    """No model answers, whichever would have."""
-    prepared.recording.grounded_in(replace(prepared.receipt, route=None))
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

@@ -23,6 +23,7 @@ from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes,
 from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide
+from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
@@ -73,6 +74,7 @@ class Services:
     indexes: Indexes
     catalog: Catalog
     grounding: Grounding
+    answering: Answering
     models: Models
     metrics: Metrics
     admission: Admission
@@ -149,10 +151,10 @@ async def open_services(
                 retriever,
                 catalog,
                 conversations(settings, metrics),
-                answers(settings, metrics),
                 _grounding(settings),
                 indexes,
             ),
+            answering=Answering(engine, answers(settings, metrics)),
             models=models,
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),

@@ -14,7 +14,7 @@ from retrieval.types import Passage
 from server import receipts
 from server.auth import Caller
 from server.deps import admitted, read_json
-from server.grounding import Prepared
+from server.prepared import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
 from server.telemetry.recorder import Recording
@@ -46,7 +46,7 @@ async def generate(
             if prepared.plan.stream:
                 return await _stream(request, services, prepared, request_id, stack, until)
             answer = await unless_gone(
-                request.receive, services.grounding.complete(prepared), until
+                request.receive, services.answering.complete(prepared), until
             )
         body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
         headers = receipts.headers(prepared.receipt, recording.trace.timings_ms())
@@ -86,7 +86,7 @@ async def _stream(
     until: float | None,
 ) -> Response:
     events, keep_alive = await unless_gone(
-        request.receive, services.grounding.stream(prepared, stack), until
+        request.receive, services.answering.stream(prepared, stack), until
     )
     place = stack.pop_all()  # the stream gives the place back when it ends
 

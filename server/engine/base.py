@@ -155,3 +155,12 @@ class Engine(Protocol):
 
     def check_health(self) -> None:
         """Raises EngineDead once the engine cannot answer any more, EngineUnreachable while it does not."""
+
+
+def trouble(engine: Engine, model: str) -> EngineError | None:
+    """Why the engine of this model is known not to answer now; None where nothing is known."""
+    try:
+        engine.answering(model).check_health()
+    except (EngineUnreachable, EngineDead) as error:
+        return error
+    return None

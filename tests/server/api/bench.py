@@ -24,6 +24,7 @@ import pytest
 from fastapi import FastAPI
 
 from retrieval.pipeline import DenseSearch
+from server.answering import Answering
 from server.app import create_app
 from server.auth import Keys, Links
 from server.engine.base import Engine
@@ -177,10 +178,10 @@ class Bench:
                 retriever,
                 base.catalog,
                 conversations(settings, metrics),
-                answers(settings, metrics),
                 _grounding(settings),
                 base.indexes,
             ),
+            answering=Answering(serving, answers(settings, metrics)),
             models=model_names(settings, self.run(serving.models()), base.models.embedder),
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),

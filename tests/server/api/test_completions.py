@@ -11,8 +11,8 @@ import pytest
 from openai.types import Completion, VectorStoreSearchResponse
 
 from retrieval.errors import StoreUnavailable
+from server.answering import REFUSAL
 from server.engine.scripted import Script
-from server.grounding import REFUSAL
 from server.inject import INSTRUCTION
 from tests.server.api.bench import ANSWER, QUESTION, Bench, Running, eventually
 from tests.server.api.test_bad_input import error_of
