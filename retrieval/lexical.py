@@ -32,6 +32,8 @@ _MAX_WORD_BYTES = 64
 
 #: Different words of one query that are looked up, the first ones winning: each costs three lists.
 MAX_QUERY_TERMS = 128
+#: Up to here a search takes some tenths of a millisecond; a busy server's thread waits for Python's lock longer.
+QUICK_CHARACTERS, QUICK_PASSAGES = 300, 50_000
 #: Characters of a query that are read at all: prose has MAX_QUERY_TERMS different words long before.
 MAX_QUERY_CHARS = 20_000
 
@@ -109,10 +111,23 @@ class LexicalIndex:
             found[passage.id] = passage
         return {id_: found[id_] for id_ in wanted if id_ in found}
 
+    def is_quick(self, store_id: str, text: str) -> bool:
+        """Whether to search for `text` and read what it finds takes less than to hand it to a thread.
+
+        So it is for a question to a store that is not large, and was opened since its last commit.
+        """
+        opened = self._stores.get(store_id)
+        return (
+            opened is not None
+            and len(text) <= QUICK_CHARACTERS
+            and opened.passages <= QUICK_PASSAGES
+            and opened.stamp == _stamp(_directory(self._root, store_id))
+        )
+
     def count(self, store_id: str) -> int:
         """How many passages the store holds; 0 when it is absent."""
         opened = self._open(store_id)
-        return 0 if opened is None else int(opened.searcher.num_docs)
+        return 0 if opened is None else opened.passages
 
     def stamp(self, store_id: str) -> _Stamp | None:
         """What moves with each commit to the store, in the same step; None when it is absent."""
@@ -230,6 +245,10 @@ class _Opened:
     schema: tantivy.Schema
     analyzer: tantivy.TextAnalyzer
     searcher: tantivy.Searcher
+
+    @property
+    def passages(self) -> int:
+        return int(self.searcher.num_docs)
 
 
 def _directory(root: Path, store_id: str) -> Path:

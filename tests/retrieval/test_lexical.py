@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval import lexical
 from retrieval.errors import DataDirectoryInUse, IndexMissing
-from retrieval.lexical import Keywords, LexicalIndex, LexicalWriter, drop
+from retrieval.lexical import QUICK_CHARACTERS, Keywords, LexicalIndex, LexicalWriter, drop
 from retrieval.types import Passage
 
 HASH = "0123456789abcdef" * 4
@@ -209,6 +209,21 @@ def test_another_process_writes_is_seen_at_once_and_dies(tmp_path: Path) -> None
         assert process.wait(30) == 9
     write(tmp_path, passage("after"))
     assert set(texts(tmp_path, "zebra after uncommitted")) == {"zebra", "after"}
+
+
+def test_what_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, passage("The quagga was a zebra."))
+    index = LexicalIndex(tmp_path)
+    assert not index.is_quick("s", "zebra"), "it has to be opened first"
+    assert index.search("s", "zebra", 1)
+    assert index.is_quick("s", "zebra")
+    assert not index.is_quick("none", "zebra")
+    assert not index.is_quick("s", "x" * (QUICK_CHARACTERS + 1))
+    write(tmp_path, passage("Green tea is steeped.", chunk=1))
+    assert not index.is_quick("s", "zebra"), "it has to be opened again"
+    assert index.search("s", "tea", 1)
+    monkeypatch.setattr("retrieval.lexical.QUICK_PASSAGES", 0)
+    assert not index.is_quick("s", "zebra")
 
 
 def test_drop_and_make_again(tmp_path: Path) -> None:
