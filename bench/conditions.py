@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,8 @@ def conditions(root: Path, *, flags: list[str], options: argparse.Namespace) -> 
     """Take them before anything runs, so that `load_at_start` is what others were doing."""
     settings = load_settings()
     return {
-        "date": time.strftime("%Y-%m-%d"),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
+        **surroundings(root, PACKAGES),
         "load_at_start": round(os.getloadavg()[0], 2),
-        "python": platform.python_version(),
-        "versions": {name: found for name in PACKAGES if (found := _version(name))},
-        "commit": _git(root, "rev-parse", "--short", "HEAD"),
-        "dirty": bool(_git(root, "status", "--porcelain")),
         "model": f"SmolLM2-135M-Instruct, {_dtype(flags)}",
         "vllm_flags": flags,
         "compiled": "--enforce-eager" not in flags,
@@ -37,6 +32,19 @@ def conditions(root: Path, *, flags: list[str], options: argparse.Namespace) -> 
         "others": dict(options.vs),
         "embedder": settings.embedder,
         "embed_threads": settings.embed_threads,
+    }
+
+
+def surroundings(root: Path, packages: Sequence[str]) -> dict[str, Any]:
+    """The machine, the installed ones of these packages, and the code's state."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: found for name in packages if (found := _version(name))},
+        "commit": _git(root, "rev-parse", "--short", "HEAD"),
+        "dirty": bool(_git(root, "status", "--porcelain")),
     }
 
 

@@ -49,13 +49,13 @@ def pages(results: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def filled(page: str, text: str) -> str:
+def filled(page: str, text: str, start: str = START, end: str = END) -> str:
     """The page with `text` between its markers. Raises ValueError when it has none."""
-    before, start, rest = page.partition(START)
-    _, end, after = rest.partition(END)
-    if not (start and end):
-        raise ValueError(f"the page has no {START} … {END}")
-    return f"{before}{START}\n{text}\n{END}{after}"
+    before, opened, rest = page.partition(start)
+    _, closed, after = rest.partition(end)
+    if not (opened and closed):
+        raise ValueError(f"the page has no {start} … {end}")
+    return f"{before}{start}\n{text}\n{end}{after}"
 
 
 def tables(results: Mapping[str, Any], wanted: Callable[[Figure], bool] = lambda _: True) -> str:

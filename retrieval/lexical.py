@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,28 +25,46 @@ if TYPE_CHECKING:
 #: Moves with any change of the schema, the analyser or the stored form of a passage. It is part of the
 #: analyser's name, which tantivy keeps in the schema: an index of another version is told by its schema.
 SCHEMA_VERSION = 1
-_ANALYZER = f"groundwire_en_{SCHEMA_VERSION}"
 _META_FILE = "meta.json"
 
 #: Longer words are blobs (base64, hashes), which nobody types and which bloat the dictionary.
 _MAX_WORD_BYTES = 64
 
-#: Weight of a query word found in the title or file name. All passages of a file share these, so that a
-#: larger weight ranks files above passages: over 6,359 passages of encyclopedia articles and their
-#: 1,190 questions recall@4 is .965 at 0.15, .957 at 0.5 and .927 at 1.
-TITLE_BOOST = 0.2
-#: Weight of a query word found in the headings above a passage, which tell passages of a file apart.
-HEADINGS_BOOST = 0.5
-_BOOSTS = {"text": 1.0, "title": TITLE_BOOST, "headings": HEADINGS_BOOST}
-
 #: Different words of one query that are looked up, the first ones winning: each costs three lists.
 MAX_QUERY_TERMS = 128
+#: Up to here a search takes some tenths of a millisecond; a busy server's thread waits for Python's lock longer.
+QUICK_CHARACTERS, QUICK_PASSAGES = 300, 50_000
 #: Characters of a query that are read at all: prose has MAX_QUERY_TERMS different words long before.
 MAX_QUERY_CHARS = 20_000
 
 #: tantivy refuses less than 15 MB for each thread.
 _WRITER_HEAP_BYTES = 32_000_000
 _STORE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,511}")
+
+
+@dataclass(frozen=True, slots=True)
+class Keywords:
+    """How text becomes words that can be found, and what a word weighs outside of a passage's own text.
+
+    Every store has the defaults, whose figures are in `docs/quality.md`; others are there to be measured.
+    `title_boost` is for the title and the file name, `headings_boost` for the headings above a passage. Many
+    passages share them, so that a large boost ranks files and sections above passages.
+    """
+
+    stemming: bool = True
+    stop_words: bool = True
+    title_boost: float = 0.2
+    headings_boost: float = 0.25
+
+    @property
+    def analyzer(self) -> str:
+        """The name that stands for the version and the analysis in an index's schema."""
+        stemming = "" if self.stemming else "_unstemmed"
+        return f"groundwire_en_{SCHEMA_VERSION}{stemming}{'' if self.stop_words else '_all_words'}"
+
+    @property
+    def boosts(self) -> dict[str, float]:
+        return {"text": 1.0, "title": self.title_boost, "headings": self.headings_boost}
 
 
 class LexicalIndex:
@@ -56,8 +74,9 @@ class LexicalIndex:
     or of another version.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, keywords: Keywords = Keywords()) -> None:
         self._root = root
+        self._keywords = keywords
         self._lock = threading.Lock()
         self._stores: dict[str, _Opened] = {}
 
@@ -70,7 +89,8 @@ class LexicalIndex:
         opened = self._open(store_id)
         if opened is None or k <= 0:
             return []
-        query = _query(opened.schema, _terms(opened.analyzer, text))
+        terms = _terms(opened.analyzer, text)
+        query = _query(opened.schema, terms, self._keywords.boosts)
         if query is None:
             return []
         searcher = opened.searcher
@@ -91,10 +111,23 @@ class LexicalIndex:
             found[passage.id] = passage
         return {id_: found[id_] for id_ in wanted if id_ in found}
 
+    def is_quick(self, store_id: str, text: str) -> bool:
+        """Whether to search for `text` and read what it finds takes less than to hand it to a thread.
+
+        So it is for a question to a store that is not large, and was opened since its last commit.
+        """
+        opened = self._stores.get(store_id)
+        return (
+            opened is not None
+            and len(text) <= QUICK_CHARACTERS
+            and opened.passages <= QUICK_PASSAGES
+            and opened.stamp == _stamp(_directory(self._root, store_id))
+        )
+
     def count(self, store_id: str) -> int:
         """How many passages the store holds; 0 when it is absent."""
         opened = self._open(store_id)
-        return 0 if opened is None else int(opened.searcher.num_docs)
+        return 0 if opened is None else opened.passages
 
     def stamp(self, store_id: str) -> _Stamp | None:
         """What moves with each commit to the store, in the same step; None when it is absent."""
@@ -109,7 +142,7 @@ class LexicalIndex:
                     return opened
                 self._forget_dropped()
                 try:
-                    opened = self._stores[store_id] = _read(directory, stamp)
+                    opened = self._stores[store_id] = _read(directory, stamp, self._keywords)
                     return opened
                 except IndexMissing:
                     # A commit or a drop in between is no damage: look again.
@@ -133,12 +166,13 @@ class LexicalWriter:
     an index that is damaged or of another version.
     """
 
-    def __init__(self, root: Path, store_id: str) -> None:
+    def __init__(self, root: Path, store_id: str, keywords: Keywords = Keywords()) -> None:
+        self._keywords = keywords
         self._directory = _directory(root, store_id)
         self._writer: tantivy.IndexWriter | None = None
 
     def __enter__(self) -> LexicalWriter:
-        index = _create_or_open(self._directory)
+        index = _create_or_open(self._directory, self._keywords)
         try:
             self._writer = index.writer(_WRITER_HEAP_BYTES, num_threads=1)
         except ValueError as error:
@@ -212,6 +246,10 @@ class _Opened:
     analyzer: tantivy.TextAnalyzer
     searcher: tantivy.Searcher
 
+    @property
+    def passages(self) -> int:
+        return int(self.searcher.num_docs)
+
 
 def _directory(root: Path, store_id: str) -> Path:
     if not _STORE_ID.fullmatch(store_id):
@@ -228,32 +266,32 @@ def _stamp(directory: Path) -> _Stamp | None:
     return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
-def _read(directory: Path, stamp: _Stamp) -> _Opened:
-    index = _open_index(directory)
+def _read(directory: Path, stamp: _Stamp, keywords: Keywords) -> _Opened:
+    index = _open_index(directory, keywords)
     # The default reader polls in a thread of its own, for as long as the searcher lives.
     index.config_reader("manual")
-    return _Opened(stamp, index.schema, _analyzer(), index.searcher())
+    return _Opened(stamp, index.schema, _analyzer(keywords), index.searcher())
 
 
-def _create_or_open(directory: Path) -> tantivy.Index:
+def _create_or_open(directory: Path, keywords: Keywords) -> tantivy.Index:
     import tantivy
 
     if _stamp(directory) is None:
         directory.mkdir(parents=True, exist_ok=True)
-        tantivy.Index(_schema(), str(directory))
-    return _open_index(directory)
+        tantivy.Index(_schema(keywords), str(directory))
+    return _open_index(directory, keywords)
 
 
-def _open_index(directory: Path) -> tantivy.Index:
+def _open_index(directory: Path, keywords: Keywords) -> tantivy.Index:
     import tantivy
 
     try:
         index = tantivy.Index.open(str(directory))
     except ValueError as error:
         raise _unusable(directory, str(error)) from error
-    if index.schema != _schema():
+    if index.schema != _schema(keywords):
         raise _unusable(directory, "another version of groundwire made it")
-    index.register_tokenizer(_ANALYZER, _analyzer())
+    index.register_tokenizer(keywords.analyzer, _analyzer(keywords))
     return index
 
 
@@ -264,29 +302,28 @@ def _unusable(directory: Path, reason: str) -> IndexMissing:
     )
 
 
-def _analyzer() -> tantivy.TextAnalyzer:
+def _analyzer(keywords: Keywords) -> tantivy.TextAnalyzer:
     from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
 
+    steps = [Filter.remove_long(_MAX_WORD_BYTES), Filter.lowercase(), Filter.ascii_fold()]
+    if keywords.stop_words:
+        steps.append(Filter.stopword("english"))
+    if keywords.stemming:
+        steps.append(Filter.stemmer("english"))
     builder = TextAnalyzerBuilder(Tokenizer.simple())
-    for step in (
-        Filter.remove_long(_MAX_WORD_BYTES),
-        Filter.lowercase(),
-        Filter.ascii_fold(),
-        Filter.stopword("english"),
-        Filter.stemmer("english"),
-    ):
+    for step in steps:
         builder = builder.filter(step)
     return builder.build()
 
 
-def _schema() -> tantivy.Schema:
+def _schema(keywords: Keywords) -> tantivy.Schema:
     import tantivy
 
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_text_field("file_id", tokenizer_name="raw", index_option="basic")
-    for field in _BOOSTS:
-        builder.add_text_field(field, tokenizer_name=_ANALYZER, index_option="freq")
+    for field in keywords.boosts:
+        builder.add_text_field(field, tokenizer_name=keywords.analyzer, index_option="freq")
     builder.add_bytes_field("passage", stored=True)
     return builder.build()
 
@@ -332,13 +369,16 @@ def _any_id(schema: tantivy.Schema, ids: Iterable[str]) -> tantivy.Query:
     )
 
 
-def _query(schema: tantivy.Schema, terms: Iterable[str]) -> tantivy.Query | None:
+def _query(
+    schema: tantivy.Schema, terms: Iterable[str], boosts: Mapping[str, float]
+) -> tantivy.Query | None:
     """Any term in any field, built term by term: tantivy's parser would read text as syntax."""
     from tantivy import Occur, Query
 
     clauses = [
         (Occur.Should, Query.boost_query(Query.term_query(schema, field, term, "freq"), boost))
         for term in terms
-        for field, boost in _BOOSTS.items()
+        for field, boost in boosts.items()
+        if boost
     ]
     return Query.boolean_query(clauses) if clauses else None

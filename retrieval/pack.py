@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from retrieval.types import Candidate, Context, Drop
 
 
 def pack(
     candidates: Sequence[Candidate],
-    costs_tokens: Sequence[int],
+    cost_tokens: Callable[[Candidate], int],
     *,
     budget_tokens: int,
     frame_tokens: int,
@@ -18,16 +18,16 @@ def pack(
 ) -> Context:
     """Take candidates best first until the budget or the number of sources is spent.
 
-    `costs_tokens[i]` is what candidate i costs as it will be rendered; `frame_tokens` is what the block
-    around the sources costs once. A passage that does not fit is passed over and a smaller one after it
-    may still go in. An identical text is packed once. Nothing is ever cut short: a source is whole or absent.
-    A cost of 0 is a source that the prompt holds already: it counts, and always fits.
+    `cost_tokens` says what a candidate costs as it will be rendered, and is asked only of one that may go in;
+    `frame_tokens` is what the block around the sources costs once. A passage that does not fit is passed over
+    and a smaller one after it may still go in. An identical text is packed once. Nothing is ever cut short: a
+    source is whole or absent. A cost of 0 is a source that the prompt holds already: it counts, and always fits.
     """
     sources: list[Candidate] = []
     dropped: list[Drop] = []
     texts: set[str] = set()
     spent = frame_tokens
-    for candidate, cost in zip(candidates, costs_tokens, strict=True):
+    for candidate in candidates:
         text = candidate.passage.text
         if candidate.score < score_threshold:
             dropped.append(Drop(candidate, "below_threshold"))
@@ -35,7 +35,7 @@ def pack(
             dropped.append(Drop(candidate, "duplicate"))
         elif len(sources) == max_sources:
             dropped.append(Drop(candidate, "over_limit"))
-        elif cost and spent + cost > budget_tokens:
+        elif (cost := cost_tokens(candidate)) and spent + cost > budget_tokens:
             dropped.append(Drop(candidate, "over_budget"))
         else:
             sources.append(candidate)

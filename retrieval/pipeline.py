@@ -27,6 +27,8 @@ class DenseSearch(Protocol):
 
 
 class LexicalSearch(Protocol):
+    def is_quick(self, store_id: str, text: str) -> bool: ...
+
     def search(self, store_id: str, text: str, k: int) -> list[Hit]: ...
 
     def passages(self, store_id: str, ids: Sequence[str]) -> dict[str, Passage]: ...
@@ -111,7 +113,10 @@ class Retriever:
             lexical_task = group.create_task(self._lexical_pages(query, k, trace))
         dense, lexical = dense_task.result(), lexical_task.result()
         with trace.stage("fuse"):
-            candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
+            if self._is_quick(query):
+                candidates = self._fuse(query, dense, lexical)
+            else:
+                candidates = await asyncio.to_thread(self._fuse, query, dense, lexical)
         best = max((hit.score for _, page in dense for hit in page), default=None)
         retrieval = Retrieval(query, candidates, best)
         if self._reranker is None or not candidates:
@@ -168,8 +173,16 @@ class Retriever:
     async def _lexical_pages(self, query: Query, k: int, trace: Trace) -> list[list[Hit]]:
         """The keyword hits of each text of the query."""
         with trace.stage("lexical"):
+            if self._is_quick(query):
+                return self._search_keywords(query, k)
             # One thread hop for all of them, however many texts and stores there are.
             return await asyncio.to_thread(self._search_keywords, query, k)
+
+    def _is_quick(self, query: Query) -> bool:
+        """Whether its keyword index is quicker than a hop to a thread, so that the loop may wait for it."""
+        return len(query.texts) == 1 == len(query.store_ids) and self._lexical.is_quick(
+            query.store_ids[0], query.text
+        )
 
     def _search_keywords(self, query: Query, k: int) -> list[list[Hit]]:
         return [

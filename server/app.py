@@ -18,6 +18,7 @@ from starlette.responses import Response
 from retrieval.errors import RetrievalError
 from server.api import (
     chat,
+    completions,
     embeddings,
     engine_routes,
     models,
@@ -75,6 +76,7 @@ def create_app(
     )
     for module in (
         chat,
+        completions,
         embeddings,
         vector_stores,
         models,
@@ -116,6 +118,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                     "x-rag-status",
                     "x-rag-sources",
                     "x-rag-cached",
+                    "x-rag-model",
                     "server-timing",
                 ],
             )

@@ -1,12 +1,10 @@
-"""The use case, and the only place where retrieval meets an engine: a question becomes a grounded answer."""
+"""The use case, and the only place where retrieval meets an engine: a question gets its sources."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Callable, Hashable, Mapping
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,25 +12,25 @@ from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
-from retrieval.types import Drop, Passage, Query, Retrieval
-from server import weave
+from retrieval.types import Candidate, Drop, Passage, Query, Retrieval
+from server import receipts
 from server.adopted import Indexes
-from server.answers import Answers
 from server.auth import Caller
 from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
-from server.engine.base import Engine, EngineRejected, Events
+from server.engine.base import Engine, EngineError, trouble
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
-from server.inject import Breaker, inject, render_block, render_source
-from server.plan import Defaults, Models, Plan, engine_body, plan
+from server.inject import Breaker, inject_into, render_block, render_source
+from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
+from server.prepared import Prepared, free_tokens
+from server.queries import tail_of
 from server.receipts import Receipt
 from server.telemetry.recorder import Recording
 from server.wire.chat import ChatRequest
+from server.wire.completions import CompletionRequest
 
 log = logging.getLogger(__name__)
 
-#: What is said where `on_empty: refuse` finds nothing to answer from.
-REFUSAL = "The documents hold nothing about this."
 #: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
 #: one embedding thread from everyone else for seconds.
 MAX_QUERY_CHARACTERS = 20_000
@@ -48,29 +46,6 @@ class GroundingSettings:
     min_similarity: float
     timeout_seconds: float
     sticky_context_tokens: int
-
-
-@dataclass(slots=True)
-class Prepared:
-    """A request ready for the engine: what it asked, what it was given, and the body to send.
-
-    `bare` is the body without context. Not frozen: an engine that counts otherwise than we estimated may
-    refuse the context, which is then taken out before anything was said.
-    """
-
-    plan: Plan
-    body: Mapping[str, Any]
-    bare: Mapping[str, Any]
-    completion_id: str
-    recording: Recording
-
-    @property
-    def receipt(self) -> Receipt:
-        return self.recording.receipt
-
-    @property
-    def grounded(self) -> bool:
-        return self.receipt.status != "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +80,7 @@ class Packed:
 
 
 class Grounding:
-    """Plans, retrieves, packs and injects; then hands to the engine and weaves what comes back."""
+    """Plans, retrieves, packs and injects: everything before the engine answers."""
 
     def __init__(
         self,
@@ -113,7 +88,6 @@ class Grounding:
         retriever: CachedRetriever,
         catalog: Catalog,
         conversations: Conversations,
-        answers: Answers,
         settings: GroundingSettings,
         indexes: Indexes,
     ) -> None:
@@ -121,7 +95,6 @@ class Grounding:
         self._retriever = retriever
         self._catalog = catalog
         self._conversations = conversations
-        self._answers = answers
         self._settings = settings
         self._indexes = indexes
         self._breaker = Breaker(engine.special_tokens)
@@ -129,7 +102,7 @@ class Grounding:
     async def prepare(
         self,
         body: Mapping[str, Any],
-        request: ChatRequest,
+        request: ChatRequest | CompletionRequest,
         headers: Mapping[str, str],
         models: Models,
         caller: Caller,
@@ -142,12 +115,15 @@ class Grounding:
         """
         trace = recording.trace
         with trace.stage("plan"):
-            planned = plan(request, headers, models, self._settings.defaults)
-            to_engine = engine_body(body, planned)
+            planned, fell_from = self._reachable(
+                plan(request, headers, models, self._settings.defaults)
+            )
+            chat = isinstance(request, ChatRequest)
+            to_engine = (engine_body if chat else text_body)(body, planned)
             stores = await self._stores(planned, caller)
         _salt(to_engine, caller)
         bare = to_engine
-        receipt = Receipt("off", link)
+        receipt = Receipt("off", link, route=planned.route)
         if planned.searches:
             receipt = Receipt(
                 "miss",
@@ -156,14 +132,26 @@ class Grounding:
                 also=tuple(more.text for more in planned.also),
                 include_text=planned.include_text,
                 footer=planned.footer,
+                route=planned.route,
             )
             try:
-                receipt, to_engine = await self._ground(planned, stores, receipt, to_engine, trace)
+                several = not chat and isinstance(to_engine["prompt"], list)
+                ground = self._ground_each if several else self._ground
+                receipt, to_engine = await ground(planned, stores, receipt, to_engine, trace)
             except RetrievalFailed:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
         recording.grounded_in(receipt)
-        return Prepared(planned, to_engine, bare, recording.completion_id, recording)
+        return Prepared(planned, to_engine, bare, recording.completion_id, recording, fell_from)
+
+    def _reachable(self, planned: Plan) -> tuple[Plan, EngineError | None]:
+        """The plan for an engine that is not known to be down, and why the first choice was given up."""
+        if planned.route is None:
+            return planned, None
+        error = trouble(self._engine, planned.route.model)
+        if error is None or trouble(self._engine, planned.route.other) is not None:
+            return planned, None
+        return planned.fallen_back(), error
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -178,6 +166,29 @@ class Grounding:
             return ()  # the server's default store: not made yet, or another tenant's
         except AmbiguousStore as error:
             raise AmbiguousName(str(error), param=planned.chosen_in) from error
+
+    async def _ground_each(
+        self,
+        planned: Plan,
+        stores: tuple[Store, ...],
+        receipt: Receipt,
+        body: dict[str, Any],
+        trace: Trace,
+    ) -> tuple[Receipt, dict[str, Any]]:
+        """A text completion's prompts side by side, each with its own question and its own sources."""
+        work = []
+        for prompt in body["prompt"]:
+            asked = replace(planned, question=tail_of(prompt))
+            mine = replace(receipt, question=asked.question)
+            one = self._ground(asked, stores, mine, {**body, "prompt": prompt}, trace)
+            work.append(asyncio.ensure_future(one))
+        try:
+            done = await asyncio.gather(*work)
+        finally:
+            for task in work:
+                task.cancel()
+        prompts = [grounded["prompt"] for _, grounded in done]
+        return receipts.summed(receipt, [part for part, _ in done]), {**body, "prompt": prompts}
 
     async def _ground(
         self,
@@ -232,10 +243,10 @@ class Grounding:
         if packed.block is None:
             return receipt, room.body
         with trace.stage("inject"):
-            messages = inject(room.body["messages"], packed.block.index, packed.block.text)
+            injected = inject_into(room.body, packed.block.index, packed.block.text)
         if planned.sticky and scope is not None:
             self._conversations.remember(scope, body["messages"], packed.block.index, blocks)
-        return receipt, {**room.body, "messages": messages}
+        return receipt, injected
 
     def _state(self, planned: Plan, stores: tuple[Store, ...]) -> Hashable | None:
         """What a conversation's earlier sources depend on beside its messages; None: not to be remembered."""
@@ -289,34 +300,32 @@ class Grounding:
         """The request with the conversation's earlier sources, if they fit, and what is free beside them."""
         if earlier and tokens_of(earlier) <= self._settings.sticky_context_tokens:
             replayed = {**body, "messages": replay(body["messages"], earlier)}
-            free = await self._free(planned, replayed)
+            free = await free_tokens(self._engine, planned, replayed)
             if free is not None and free >= 0:
                 return Room(replayed, min(free, planned.max_context_tokens), earlier)
-        free = await self._free(planned, body)
+        free = await free_tokens(self._engine, planned, body)
         return Room(body, min(free or 0, planned.max_context_tokens))
 
-    async def _free(self, planned: Plan, body: Mapping[str, Any]) -> int | None:
-        """Prompt tokens free for sources: never so many that the client's answer gets shorter."""
-        try:
-            prompt = await self._engine.count_tokens(body)
-        except EngineRejected:
-            return None  # the engine will say what is wrong with the request, in its own words
-        return self._engine.max_model_len - prompt - planned.answer_tokens
-
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
-        # Twice what is asked for, as some are duplicates or too long; counting all would cost more than it finds.
+        # Twice what is asked for, as some are duplicates or too long.
         candidates = retrieval.candidates[: retrieval.query.enough]
         known = {c.passage.id: index for index, c in enumerate(sources_of(room.earlier))}
-        fresh = [c.passage for c in candidates if c.passage.id not in known]
-        # The number's own width changes nothing that matters: two digits cost what one does, or one more.
-        drafts = [render_source(passage, 10 + i, self._breaker) for i, passage in enumerate(fresh)]
-        *counts, frame = self._engine.count_text([*drafts, render_block([])])
-        costs = {p.id: count + SEAM_TOKENS for p, count in zip(fresh, counts, strict=True)}
+        engine = self._engine.answering(planned.engine_model)
+
+        def tokens(text: str) -> int:
+            return engine.count_text([text])[0] + SEAM_TOKENS
+
+        def cost(candidate: Candidate) -> int:
+            if candidate.passage.id in known:
+                return 0
+            # The number's own width changes nothing that matters: two digits cost what one does, or one more.
+            return tokens(render_source(candidate.passage, 10, self._breaker))
+
         context = pack(
             candidates,
-            [costs.get(c.passage.id, 0) for c in candidates],
+            cost,
             budget_tokens=room.tokens,
-            frame_tokens=frame + SEAM_TOKENS,
+            frame_tokens=tokens(render_block([])),
             max_sources=planned.top_k,
             score_threshold=planned.score_threshold,
         )
@@ -333,141 +342,6 @@ class Grounding:
         assert planned.question_index is not None
         block = Block(planned.question_index, render_block(rendered), tuple(new), context.tokens)
         return Packed(block, found, scores, context.dropped)
-
-    async def complete(self, prepared: Prepared) -> bytes | dict[str, Any]:
-        """The whole answer: the engine's bytes where retrieval was off, else a body with its sources."""
-        recording = prepared.recording
-        if self._refuses(prepared):
-            raw = self._refusal(prepared)
-        else:
-            try:
-                raw = await self._answers.complete(
-                    self._engine, prepared.body, prepared.completion_id, recording.trace
-                )
-            except EngineRejected as error:
-                _without_context(prepared, error)
-                return await self.complete(prepared)
-            await self._finished(prepared)
-        model = prepared.plan.model
-        if not prepared.grounded:
-            return weave.rename(raw, model)
-        with recording.trace.stage("weave"):
-            timings = recording.trace.timings_ms()
-            return weave.weave(raw, prepared.receipt, model=model, timings_ms=timings)
-
-    async def stream(
-        self, prepared: Prepared, stack: AsyncExitStack
-    ) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
-        """The answer's events, once the engine has accepted; and the keep-alive event, if it has one.
-
-        `stack` aborts the engine's work when it closes: nobody may ever begin to read the events.
-        """
-        if self._refuses(prepared):
-            events: Events = _refusal_events(prepared)
-        else:
-            try:
-                events = await self._answers.stream(
-                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
-                )
-            except EngineRejected as error:
-                _without_context(prepared, error)
-                return await self.stream(prepared, stack)
-        stack.push_async_callback(events.aclose)
-        if not prepared.grounded:
-            return self._plain(prepared, events), None
-        weaver = weave.Weaver(
-            prepared.receipt,
-            completion_id=prepared.completion_id,
-            created=int(time.time()),
-            model=prepared.plan.model,
-            choices=1 if self._refuses(prepared) else max(int(prepared.body.get("n") or 1), 1),
-        )
-        return self._woven(prepared, events, weaver), weaver.keep_alive()
-
-    async def _plain(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
-        renamer = weave.Renamer(prepared.plan.model)
-        async with aclosing(self._watched(prepared, events)) as watched:
-            async for raw in watched:
-                yield renamer.feed(raw)
-
-    async def _woven(
-        self, prepared: Prepared, events: Events, weaver: weave.Weaver
-    ) -> AsyncGenerator[bytes, None]:
-        recording = prepared.recording
-        yield weaver.opening(recording.trace.timings_ms())
-        weaving = 0.0
-        try:
-            async with aclosing(self._watched(prepared, events)) as watched:
-                async for raw in watched:
-                    start = time.perf_counter()
-                    out = weaver.feed(raw)
-                    weaving += time.perf_counter() - start
-                    if out:
-                        yield out
-        finally:
-            recording.trace.record("weave", weaving)
-
-    async def _watched(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
-        """The engine's events; notes the first token, turns a failure into the stream's last event."""
-        recording = prepared.recording
-        try:
-            async for raw in events:
-                if raw.startswith(weave.ERROR):
-                    recording.failed("rejected" if weave.is_refusal(raw) else "error")
-                    yield weave.error_event(raw)
-                    return
-                if not recording.has_token and b'"role"' not in raw:
-                    recording.first_token()
-                if raw == weave.DONE:
-                    # Before the client hears the end, so that what it reads next is already counted.
-                    await self._finished(prepared)
-                yield raw
-        finally:
-            await events.aclose()
-
-    async def _finished(self, prepared: Prepared) -> None:
-        timings = self._engine.timings(prepared.completion_id)
-        if timings is None:
-            # In a very full step vLLM lets answers go before it has told of them all: one turn of the loop later.
-            await asyncio.sleep(0)
-            timings = self._engine.timings(prepared.completion_id)
-        prepared.recording.engine_finished(timings)
-
-    def _refuses(self, prepared: Prepared) -> bool:
-        return prepared.plan.on_empty == "refuse" and prepared.receipt.status in (
-            "miss",
-            "degraded",
-        )
-
-    def _refusal(self, prepared: Prepared) -> bytes:
-        return weave.refusal(
-            REFUSAL,
-            completion_id=prepared.completion_id,
-            created=int(time.time()),
-            model=prepared.plan.model,
-        )
-
-
-async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
-    head = {"id": prepared.completion_id, "object": "chat.completion.chunk"}
-    choice = {"index": 0, "delta": {"content": REFUSAL}, "finish_reason": "stop"}
-    yield weave.event({**head, "choices": [choice]})
-    if (prepared.body.get("stream_options") or {}).get("include_usage"):
-        usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-        yield weave.event({**head, "choices": [], "usage": usage})
-    yield weave.DONE
-
-
-def _without_context(prepared: Prepared, error: EngineRejected) -> None:
-    """Take the context out again if it may be what the engine has no room for; raises `error` if it is not."""
-    if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
-        raise error
-    prepared.body = prepared.bare
-    receipt = prepared.receipt
-    status = "miss" if receipt.status == "hit" else receipt.status
-    prepared.recording.grounded_in(
-        replace(receipt, status=status, reason="no_room", sources=(), found=(), context_tokens=0)
-    )
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

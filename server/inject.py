@@ -1,4 +1,4 @@
-"""inject: the packed sources go into the last user message, as data and clearly fenced. Pure."""
+"""inject: the packed sources go in front of the question, as data and clearly fenced. Pure."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from retrieval.types import Passage
+from server.engine.base import is_chat
 
 #: What the model is told. It stands in front of the sources and never changes from request to request,
 #: so that the engine's prefix cache can keep it.
@@ -65,6 +66,13 @@ def render_source(passage: Passage, number: int, breaker: Breaker) -> str:
 def render_block(sources: Sequence[str]) -> str:
     """The whole block, from rendered sources."""
     return f"{INSTRUCTION}\n\n{OPEN}\n{''.join(sources)}{CLOSE}\n\n"
+
+
+def inject_into(body: Mapping[str, Any], index: int, block: str) -> dict[str, Any]:
+    """The request with `block` in front of the question: that of message `index`, or the one prompt as text."""
+    if is_chat(body):
+        return {**body, "messages": inject(body["messages"], index, block)}
+    return {**body, "prompt": block + body["prompt"]}
 
 
 def inject(

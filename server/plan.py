@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
 from retrieval.types import FusionWeights, WeightedText
 from server.errors import BadRequest, ModelNotFound
-from server.queries import FollowUpWeights, fusion_weights, in_context, question_index, text_of
+from server.queries import (
+    FollowUpWeights,
+    fusion_weights,
+    in_context,
+    question_index,
+    tail_of,
+    text_of,
+)
+from server.routing import AUTO, Route, Rule, Size, choose
 from server.wire.chat import ChatRequest, FileSearchTool, Message, RagOptions
+from server.wire.completions import CompletionRequest
 
 Role = Literal["chat", "embedder"]
 #: The store name that means "no retrieval" in a model alias.
 NO_STORE = "none"
+#: What OpenAI's API and vLLM take for the `max_tokens` of a text completion that gives none.
+TEXT_ANSWER_TOKENS = 16
+#: Prompts of one text completion that can be grounded: each costs a retrieval of its own.
+MAX_GROUNDED_PROMPTS = 32
 #: What OpenAI's answers carry and clients send back in the next turn, though no template reads it.
 ECHOED = ("annotations", "refusal", "audio", "function_call", "tool_calls")
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern."""
+    """The names that exist: the engine's (first = default), the embedder's, and aliases by pattern.
+
+    With `routing`, `auto` is one more.
+    """
 
     chat: tuple[str, ...]
     embedder: str
     aliases: Mapping[str, str]
+    routing: Rule | None = None
+
+    @property
+    def chatting(self) -> tuple[str, ...]:
+        """The names that can chat."""
+        return self.chat if self.routing is None else (*self.chat, AUTO)
 
     def exact(self, name: str) -> str | None:
         """The real model of exactly this name or alias; None if there is none."""
-        if name in self.chat or name == self.embedder:
+        if name in self.chatting or name == self.embedder:
             return name
         return self._target(self.aliases[name]) if name in self.aliases else None
 
@@ -70,7 +92,9 @@ class Plan:
     `store_refs` are ids or names as the client wrote them; empty means no retrieval. `chosen_in` is the
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
-    question (the same together with the turn before it); `weights` are the request's own, if it gave some.
+    question (the same together with the turn before it); `weights` are the request's own, if it gave some;
+    `route` is how `auto` became `engine_model`. A text completion's question is its prompt's, and its index 0;
+    several prompts are asked one by one.
     """
 
     model: str
@@ -91,39 +115,68 @@ class Plan:
     footer: bool
     sticky: bool
     chosen_in: str | None
+    route: Route | None = None
+
+    def fallen_back(self) -> Plan:
+        """The same for the other model of the route."""
+        assert self.route is not None
+        route = self.route.fallen_back()
+        return replace(self, engine_model=route.model, route=route)
 
     @property
     def searches(self) -> bool:
         return bool(self.store_refs) and self.question_index is not None
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a request asks, where, and how it may be grounded."""
+
+    question: str
+    also: tuple[WeightedText, ...]
+    index: int | None
+    store_refs: tuple[str, ...]
+    chosen_in: str | None
+    answer_tokens: int
+    sticky: bool
+
+
 def plan(
-    request: ChatRequest, headers: Mapping[str, str], models: Models, defaults: Defaults
+    request: ChatRequest | CompletionRequest,
+    headers: Mapping[str, str],
+    models: Models,
+    defaults: Defaults,
 ) -> Plan:
     """Apply WIRE section 2 to a request.
 
     `headers` must be lower-cased. Raises BadRequest naming the field, ModelNotFound.
     """
-    refuse_remote_media(request.messages, defaults.media_domains)
     name = request.model or models.chat[0]
     engine_model, alias_store = _split_model(name, models)
     rag = request.rag or RagOptions()
     _refuse_unbuilt(rag)
-    tool = _file_search(request.tools or ())
-    if tool is not None and tool.filters is not None:
-        raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
-    refs, chosen_in = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
-    index = question_index(request.messages)
+    route = _route(request, rag, headers, engine_model, models.routing)
+    tool = None
+    if isinstance(request, ChatRequest):
+        refuse_remote_media(request.messages, defaults.media_domains)
+        tool = _file_search(request.tools or ())
+        asked = _asked_in_chat(request, tool, headers, alias_store, defaults)
+    else:
+        if request.rag is None and alias_store is None:
+            # Text completions also go on with code and score test sets: what was set once, for the server or
+            # for all of a client's requests, must not change their prompts.
+            headers, defaults = {}, replace(defaults, default_store=None)
+        asked = _asked_in_text(request, headers, alias_store, defaults)
     ranking = (tool.ranking_options if tool else None) or rag.ranking_options
     return Plan(
         model=name,
-        engine_model=engine_model,
+        engine_model=engine_model if route is None else route.model,
         stream=bool(request.stream),
-        store_refs=refs,
-        question=text_of(request.messages[index].content) if index is not None else "",
-        also=in_context(request.messages, index, defaults.followup),
+        store_refs=asked.store_refs,
+        question=asked.question,
+        also=asked.also,
         weights=fusion_weights(ranking),
-        question_index=index,
+        question_index=asked.index,
         top_k=_top_k(tool, rag, headers, defaults.top_k),
         score_threshold=(ranking.score_threshold if ranking else None) or 0.0,
         max_context_tokens=(
@@ -131,24 +184,105 @@ def plan(
             if rag.max_context_tokens is None
             else rag.max_context_tokens
         ),
-        answer_tokens=_answer_tokens(request, defaults.answer_reserve_tokens),
+        answer_tokens=asked.answer_tokens,
         on_error=rag.on_error or defaults.on_error,
         on_empty=rag.on_empty or "answer",
         include_text=bool(rag.include_text),
         footer=bool(rag.footer),
-        sticky=defaults.sticky if rag.sticky is None else rag.sticky,
-        chosen_in=chosen_in,
+        sticky=asked.sticky,
+        chosen_in=asked.chosen_in,
+        route=route,
     )
 
 
-def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
-    """The request as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
-    engine = {
+def _asked_in_chat(
+    request: ChatRequest,
+    tool: FileSearchTool | None,
+    headers: Mapping[str, str],
+    alias_store: str | None,
+    defaults: Defaults,
+) -> _Asked:
+    if tool is not None and tool.filters is not None:
+        raise BadRequest("filters on file_search are not supported yet", param="tools.filters")
+    rag = request.rag or RagOptions()
+    refs, chosen_in = _choose_stores(tool, rag, headers, alias_store, defaults.default_store)
+    index = question_index(request.messages)
+    return _Asked(
+        question=text_of(request.messages[index].content) if index is not None else "",
+        also=in_context(request.messages, index, defaults.followup),
+        index=index,
+        store_refs=refs,
+        chosen_in=chosen_in,
+        answer_tokens=_answer_tokens(request, defaults.answer_reserve_tokens),
+        sticky=defaults.sticky if rag.sticky is None else rag.sticky,
+    )
+
+
+def _asked_in_text(
+    request: CompletionRequest,
+    headers: Mapping[str, str],
+    alias_store: str | None,
+    defaults: Defaults,
+) -> _Asked:
+    rag = request.rag or RagOptions()
+    if rag.sticky:
+        raise BadRequest("a text completion has no earlier turns to keep", param="rag.sticky")
+    if request.rag is not None and rag.enabled is None:
+        rag = rag.model_copy(update={"enabled": True})  # to send one is to ask for sources
+    refs, chosen_in = _choose_stores(None, rag, headers, alias_store, defaults.default_store)
+    texts = request.texts or ()
+    if refs:
+        _refuse_ungroundable(request, rag, texts)
+    return _Asked(
+        question=tail_of(texts[0]) if len(texts) == 1 else "",
+        also=(),
+        index=0 if texts else None,
+        store_refs=refs,
+        chosen_in=chosen_in,
+        answer_tokens=(
+            TEXT_ANSWER_TOKENS if request.max_tokens is None else max(request.max_tokens, 0)
+        ),
+        sticky=False,
+    )
+
+
+def _refuse_ungroundable(request: CompletionRequest, rag: RagOptions, texts: Sequence[str]) -> None:
+    """Raises BadRequest for prompts that sources cannot be found for, or cannot be put in front of."""
+    if (request.model_extra or {}).get("prompt_embeds") is not None:
+        raise BadRequest("embeddings of a prompt cannot be grounded", param="prompt_embeds")
+    if request.prompt and not texts:
+        raise BadRequest(
+            "a prompt of token ids cannot be grounded; send it as text, or turn retrieval off "
+            "(`rag.enabled: false`)",
+            param="prompt",
+        )
+    if len(texts) > MAX_GROUNDED_PROMPTS:
+        raise BadRequest(
+            f"at most {MAX_GROUNDED_PROMPTS} prompts of one request can be grounded", param="prompt"
+        )
+    if rag.on_empty == "refuse" and len(texts) > 1:
+        raise BadRequest("`refuse` takes one prompt a request", param="rag.on_empty")
+
+
+def text_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """A text completion as the engine may see it; by `messages` it would take it for a chat."""
+    engine = _engine_fields(body, plan)
+    engine.pop("messages", None)
+    return engine
+
+
+def _engine_fields(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    kept = {
         key: value
         for key, value in body.items()
         if value is not None and key not in ("rag", "request_id")
     }
-    engine["model"] = plan.engine_model
+    return {**kept, "model": plan.engine_model}
+
+
+def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
+    """A chat as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
+    engine = _engine_fields(body, plan)
     engine["messages"] = [_engine_message(message) for message in body["messages"]]
     tools = engine.get("tools")
     if isinstance(tools, list) and any(_is_file_search(tool) for tool in tools):
@@ -223,13 +357,35 @@ def _split_model(name: str, models: Models) -> tuple[str, str | None]:
     if resolved is None:
         resolved, store = models.resolve(name), None
     if resolved is None:
-        known = ", ".join((*models.chat, models.embedder, *models.aliases))
+        known = ", ".join((*models.chatting, models.embedder, *models.aliases))
         raise ModelNotFound(f"The model {name!r} does not exist. Known: {known}.")
-    if resolved not in models.chat:
-        raise BadRequest(f"{name!r} is an embedding model; it cannot chat", param="model")
+    if resolved not in models.chatting:
+        raise BadRequest(f"{name!r} is an embedding model; it cannot generate", param="model")
     if store == "":
         raise BadRequest(f"{name!r} names no store after the @", param="model")
     return resolved, store
+
+
+def _route(
+    request: ChatRequest | CompletionRequest,
+    rag: RagOptions,
+    headers: Mapping[str, str],
+    engine_model: str,
+    rule: Rule | None,
+) -> Route | None:
+    """The way of a request for `auto`; None for one that names its model."""
+    header = headers.get("x-rag-route", "").strip().lower()
+    if header not in ("", *get_args(Size)):
+        raise BadRequest("the header X-RAG-Route takes small or large", param="X-RAG-Route")
+    asked = rag.route or cast("Size | None", header or None)
+    if rule is not None and engine_model == AUTO:
+        return choose(request, asked, rule)
+    if asked is not None:
+        raise BadRequest(
+            f"a route is chosen for the model {AUTO!r} alone, and this request asks for {engine_model!r}",
+            param="rag.route" if rag.route else "X-RAG-Route",
+        )
+    return None
 
 
 def _refuse_unbuilt(rag: RagOptions) -> None:

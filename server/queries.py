@@ -1,7 +1,8 @@
-"""What of a conversation is searched for: the question, and the question in its context. Pure."""
+"""What of a conversation or a prompt is searched for: the question, and the question in its context. Pure."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,10 @@ from typing import Any
 from retrieval.types import FusionWeights, WeightedText
 from server.wire.chat import Message
 from server.wire.common import RankingOptions
+
+#: What of a prompt is searched for: about the 256 tokens of English that the default embedder reads.
+TAIL_CHARACTERS = 1_000
+CUT_WORD = re.compile(r"\A\S+\s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,15 @@ def text_of(content: str | list[dict[str, Any]] | None) -> str:
         return content.strip()
     texts = [part.get("text") for part in content or () if part.get("type") == "text"]
     return "\n".join(text for text in texts if isinstance(text, str)).strip()
+
+
+def tail_of(prompt: str) -> str:
+    """The end of a text completion's prompt, in whole words: after instructions and examples comes the question."""
+    text = prompt.strip()
+    if len(text) <= TAIL_CHARACTERS:
+        return text
+    # One character more than is kept says whether the first word is whole.
+    return CUT_WORD.sub("", text[-TAIL_CHARACTERS - 1 :]).strip()
 
 
 def in_context(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 from urllib.parse import quote
 
 from retrieval.types import Candidate, Drop, Passage
+from server.routing import Route
 
 Status = Literal["hit", "miss", "off", "degraded"]
 #: Node's HTTP client refuses more than 16 KB of headers; ours stay far below (WIRE section 4).
@@ -34,7 +35,8 @@ class Receipt:
     `no_store`, `timeout`, `unavailable`). `sources` is all that the prompt holds, in the order of its numbers;
     `found` indexes those that this question found, best first (None: all, as they are). `also` is what was
     searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
-    (`embedding`, `retrieval`, `conversation`, `answer`).
+    (`embedding`, `retrieval`, `conversation`, `answer`); `route` is which model of `auto` answers, and why.
+    `parts` are the prompts' own, where a text completion has a list of them; the whole then sums them up.
     """
 
     status: Status
@@ -49,11 +51,37 @@ class Receipt:
     include_text: bool = False
     footer: bool = False
     cached: tuple[str, ...] = ()
+    parts: tuple[Receipt, ...] = ()
+    route: Route | None = None
 
     @property
     def shown(self) -> tuple[int, ...]:
         """Indexes of the sources that this question found, best first."""
         return tuple(range(len(self.sources))) if self.found is None else self.found
+
+
+def summed(whole: Receipt, parts: Sequence[Receipt]) -> Receipt:
+    """`whole` with these parts: a hit among them is a hit, and what they found comes prompt by prompt."""
+    best = min(parts, key=lambda part: ("hit", "degraded", "miss").index(part.status))
+    sources = [part.sources[index] for part in parts for index in part.shown]
+    return replace(
+        whole,
+        status=best.status,
+        reason=best.reason,
+        sources=tuple(sources),
+        dropped=tuple(drop for part in parts for drop in part.dropped),
+        context_tokens=sum(part.context_tokens for part in parts),
+        parts=tuple(parts),
+    )
+
+
+def without_sources(receipt: Receipt, reason: str) -> Receipt:
+    """The receipt of a request whose sources were taken out again."""
+    status = "miss" if receipt.status == "hit" else receipt.status
+    parts = tuple(without_sources(part, reason) for part in receipt.parts)
+    return replace(
+        receipt, status=status, reason=reason, sources=(), found=(), context_tokens=0, parts=parts
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,19 +139,21 @@ def rag_field(
     field: dict[str, Any] = {"status": receipt.status}
     if receipt.reason is not None:
         field["reason"] = receipt.reason
-    queries = [receipt.question, *receipt.also]
     field["search_results"] = [
         search_page(
-            queries,
-            [receipt.sources[index] for index in receipt.shown],
-            include_text=receipt.include_text,
-            numbers=[index + 1 for index in receipt.shown],
+            [part.question, *part.also],
+            [part.sources[index] for index in part.shown],
+            include_text=part.include_text,
+            numbers=[index + 1 for index in part.shown],
         )
+        for part in receipt.parts or (receipt,)
     ]
     if cited is not None:
         field["cited"] = cited
     if receipt.cached:
         field["cached"] = list(receipt.cached)
+    if (route := receipt.route) is not None:
+        field["route"] = {"to": route.size, "reason": route.reason, "model": route.model}
     field["timings_ms"] = dict(timings_ms)
     return field
 
@@ -181,13 +211,15 @@ def footer(receipt: Receipt, text: str) -> str:
 
 
 def headers(receipt: Receipt, timings_ms: Mapping[str, float]) -> dict[str, str]:
-    """`x-rag-status`, `x-rag-sources`, `x-rag-cached` and `Server-Timing`; ASCII only."""
+    """`x-rag-status`, `x-rag-sources`, `x-rag-cached`, `x-rag-model` and `Server-Timing`; ASCII only."""
     out: dict[str, str] = {"x-rag-status": receipt.status}
     if receipt.sources:
         found = [receipt.sources[index] for index in receipt.shown]
         out["x-rag-sources"] = _source_list([c.passage.file_id for c in (*found, *receipt.sources)])
     if receipt.cached:
         out["x-rag-cached"] = ",".join(receipt.cached)
+    if receipt.route is not None:
+        out["x-rag-model"] = quote(receipt.route.model, safe="/-_.:@")
     return {**out, **server_timing(timings_ms)}
 
 

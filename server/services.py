@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -23,18 +23,27 @@ from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes,
 from retrieval.rerank import Reranker, open_reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide
+from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog
 from server.checkup import Checkup
 from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
-from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable
+from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable, ModelCard
+from server.engine.pool import pooled
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
-from server.settings import BUNDLED_CHAT_MODEL, Settings, UpstreamSettings, child_environment
+from server.routing import AUTO, Rule
+from server.settings import (
+    BUNDLED_CHAT_MODEL,
+    Settings,
+    SettingsError,
+    UpstreamSettings,
+    child_environment,
+)
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
@@ -49,10 +58,14 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Services:
-    """Everything a request needs, built once. `dead` is set when the engine has died for good."""
+    """Everything a request needs, built once. `dead` is set when the engine has died for good.
+
+    `engine` is the `engines`, by their names, as one.
+    """
 
     settings: Settings
     engine: Engine
+    engines: Mapping[str, Engine]
     retriever: CachedRetriever
     texts: WholeTexts
     vocabulary: Vocabulary
@@ -61,6 +74,7 @@ class Services:
     indexes: Indexes
     catalog: Catalog
     grounding: Grounding
+    answering: Answering
     models: Models
     metrics: Metrics
     admission: Admission
@@ -109,8 +123,13 @@ async def open_services(
         stack.push_async_callback(indexes.close)
         await indexes.warm(await catalog.every_store())
         reranker = await stack.enter_async_context(reranker_of(settings, progress))
+        engines: Mapping[str, Engine]
         if engine is None:
-            engine = await stack.enter_async_context(_open_engine(settings, progress))
+            engines = await stack.enter_async_context(_open_engines(settings, progress))
+        else:
+            engines = {settings.engine: engine}
+        engine = await pooled(engines)
+        models = model_names(settings, await engine.models(), embedder.name)
         lexical = LexicalIndex(settings.data_dir / "lexical")
         retriever = cached_retriever(
             settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
@@ -119,6 +138,7 @@ async def open_services(
         services = Services(
             settings=settings,
             engine=engine,
+            engines=engines,
             retriever=retriever,
             texts=texts,
             vocabulary=vocabulary,
@@ -131,15 +151,11 @@ async def open_services(
                 retriever,
                 catalog,
                 conversations(settings, metrics),
-                answers(settings, metrics),
                 _grounding(settings),
                 indexes,
             ),
-            models=Models(
-                chat=tuple(card.id for card in await engine.models()),
-                embedder=embedder.name,
-                aliases=settings.model_aliases,
-            ),
+            answering=Answering(engine, answers(settings, metrics)),
+            models=models,
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, secret),
@@ -169,16 +185,50 @@ async def reranker_of(
         await reranker.close()
 
 
+def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:
+    """The names that `model` may have. Raises SettingsError where `routing` does not fit the engines' models."""
+    chat = tuple(card.id for card in cards)
+    if settings.routing is None:
+        return Models(chat, embedder, settings.model_aliases)
+    rule = Rule(**settings.routing.model_dump())
+    for size, model in (("small", rule.small), ("large", rule.large)):
+        if model not in chat:
+            raise SettingsError(
+                f"routing.{size}: no engine serves {model!r}; there is {', '.join(chat)}"
+            )
+    if AUTO in chat:
+        raise SettingsError(
+            f"routing: an engine serves a model named {AUTO!r}, which routing needs"
+        )
+    return Models(chat, embedder, settings.model_aliases, rule)
+
+
+@asynccontextmanager
+async def _open_engines(
+    settings: Settings, progress: Progress
+) -> AsyncIterator[Mapping[str, Engine]]:
+    """All engines by name, the one in this process first.
+
+    The upstreams are opened before it, so that a mistake in one shows before the minute that vLLM takes.
+    """
+    async with AsyncExitStack() as stack:
+        upstreams = {
+            one.name: await stack.enter_async_context(_open_upstream(one, progress))
+            for one in settings.engines
+        }
+        if settings.engine == "upstream":
+            yield upstreams
+            return
+        own = await stack.enter_async_context(_open_engine(settings, progress))
+        yield {settings.engine: own, **upstreams}
+
+
 @asynccontextmanager
 async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[Engine]:
     if settings.engine == "scripted":
         from server.engine.scripted import Script, ScriptedEngine
 
         yield ScriptedEngine(Script(**settings.scripted))
-        return
-    if settings.engine == "upstream":
-        async with _open_upstream(settings.engines[0], progress) as upstream:
-            yield upstream
         return
     from server.engine.vllm_engine import VllmOptions, open_vllm
 

@@ -84,6 +84,29 @@ class UpstreamSettings(BaseModel):
         return value.rstrip("/") if parts.path.strip("/") else f"{value.rstrip('/')}/v1"
 
 
+class RoutingSettings(BaseModel):
+    """The table `[routing]`: the models behind `auto`, and what is simple enough for the small one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    small: str = Field(min_length=1)
+    large: str = Field(min_length=1)
+    max_question_characters: int = Field(300, ge=0)
+    max_prompt_characters: int = Field(8000, ge=0)
+    max_turns: int = Field(3, ge=0)
+    max_answer_tokens: int = Field(512, ge=0)
+    words: tuple[Annotated[str, Field(min_length=1)], ...] = (
+        "why", "explain", "compare", "analyze", "analyse", "evaluate", "prove", "derive", "calculate",
+        "design", "debug", "step by step",
+    )  # fmt: skip
+
+    @model_validator(mode="after")
+    def _two_models(self) -> RoutingSettings:
+        if self.small == self.large:
+            raise ValueError("small and large must be two models")
+        return self
+
+
 class Settings(BaseSettings):
     """Groundwire's settings; `docs/settings.md` lists them."""
 
@@ -170,6 +193,9 @@ class Settings(BaseSettings):
     engines: list[UpstreamSettings] = Field(
         default_factory=list,
         description="Upstream engines, `[[engines]]` in the file (see `docs/engines.md`).",
+    )
+    routing: RoutingSettings | None = Field(
+        None, description="Two models behind the name `auto` (see `docs/engines.md`)."
     )
     tool_call_parser: str | None = Field(
         "hermes", description="vLLM's tool parser for `tool_choice: auto`; empty turns auto off."
@@ -360,12 +386,12 @@ class Settings(BaseSettings):
                 f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
                 f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
             )
-        if (self.engine == "upstream") != bool(self.engines):
-            raise ValueError(
-                "engines: `engine = 'upstream'` and at least one [[engines]] table go together"
-            )
-        if len(self.engines) > 1:
-            raise ValueError("engines: more than one is not supported yet")
+        if self.engine == "upstream" and not self.engines:
+            raise ValueError("engines: `engine = 'upstream'` needs at least one [[engines]] table")
+        own = [] if self.engine == "upstream" else [self.engine]
+        names = [*own, *(engine.name for engine in self.engines)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"engines: two engines are named {twice[0]!r}")
         if self.chunk_overlap_tokens > self.chunk_tokens // 2:
             raise ValueError("chunk_overlap_tokens: at most half of chunk_tokens")
         return self

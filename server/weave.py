@@ -70,16 +70,19 @@ def weave(
     return answer
 
 
-def refusal(text: str, *, completion_id: str, created: int, model: str) -> bytes:
+def refusal(text: str, *, chat: bool, completion_id: str, created: int, model: str) -> bytes:
     """The completion that stands in for the engine's where `on_empty: refuse` found nothing."""
     message = {"role": "assistant", "content": text, "refusal": None}
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
+    said = {"message": message} if chat else {"text": text}
+    choice = {"index": 0, **said, "logprobs": None, "finish_reason": "stop"}
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
-    head = _head(completion_id, created, model, "chat.completion")
-    return orjson.dumps({**head, "choices": [choice], "usage": usage})
+    kind = "chat.completion" if chat else "text_completion"
+    return orjson.dumps(
+        {**head(completion_id, created, model, kind), "choices": [choice], "usage": usage}
+    )
 
 
-def _head(completion_id: str, created: int, model: str, kind: str) -> dict[str, Any]:
+def head(completion_id: str, created: int, model: str, kind: str) -> dict[str, Any]:
     return {"id": completion_id, "object": kind, "created": created, "model": model}
 
 
@@ -120,7 +123,7 @@ class Weaver:
         self, receipt: Receipt, *, completion_id: str, created: int, model: str, choices: int
     ) -> None:
         self._receipt = receipt
-        self._head = _head(completion_id, created, model, "chat.completion.chunk")
+        self._head = head(completion_id, created, model, "chat.completion.chunk")
         self._head_bytes = DATA + orjson.dumps(self._head)[:-1] + HEAD_END
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._tool_calls = [False] * choices

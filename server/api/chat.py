@@ -2,101 +2,22 @@
 
 from __future__ import annotations
 
-import time
-from contextlib import AsyncExitStack
-
-import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from retrieval.types import Passage
-from server import receipts
-from server.auth import Caller
-from server.deps import CallerDep, RequestIdDep, ServicesDep, admitted, read_json
-from server.grounding import Prepared
+from server.api.generation import Generation, generate
+from server.deps import CallerDep, RequestIdDep, ServicesDep
 from server.openapi import takes
-from server.services import Services
-from server.sse import EventStream, unless_gone
-from server.telemetry.recorder import Recording
 from server.wire.chat import ChatRequest
 
-ROUTE = "/v1/chat/completions"
+CHAT = Generation("/v1/chat/completions", ChatRequest, "chatcmpl")
 
 router = APIRouter()
 
 
-@router.post(ROUTE, openapi_extra=takes(ChatRequest))
+@router.post(CHAT.route, openapi_extra=takes(ChatRequest))
 async def create_chat_completion(
     request: Request, services: ServicesDep, caller: CallerDep, request_id: RequestIdDep
 ) -> Response:
     """A chat completion, grounded in the store that the request chooses."""
-    recording = Recording(services.metrics, ROUTE)  # the wait for a place is part of it
-    until = services.deadline()
-    async with AsyncExitStack() as stack:
-        with recording.closed_by_failure():
-            await stack.enter_async_context(admitted(request, services, caller, ROUTE, until))
-            prepared = await _prepare(request, services, caller, recording, until)
-            if prepared.plan.stream:
-                return await _stream(request, services, prepared, request_id, stack, until)
-            answer = await unless_gone(
-                request.receive, services.grounding.complete(prepared), until
-            )
-        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
-        headers = receipts.headers(prepared.receipt, recording.trace.timings_ms())
-        recording.close("ok")
-        return Response(body, media_type="application/json", headers=headers)
-
-
-async def _prepare(
-    request: Request,
-    services: Services,
-    caller: Caller,
-    recording: Recording,
-    until: float | None,
-) -> Prepared:
-    body, chat = await read_json(request, ChatRequest)
-    base, now = base_url(request, services), time.time()
-
-    def link(passage: Passage) -> str:
-        return services.links.url(base, caller.tenant, passage, now)
-
-    return await unless_gone(
-        request.receive,
-        services.grounding.prepare(
-            body, chat, request.headers, services.models, caller, link, recording
-        ),
-        until,
-    )
-
-
-async def _stream(
-    request: Request,
-    services: Services,
-    prepared: Prepared,
-    request_id: str,
-    stack: AsyncExitStack,
-    until: float | None,
-) -> Response:
-    events, keep_alive = await unless_gone(
-        request.receive, services.grounding.stream(prepared, stack), until
-    )
-    place = stack.pop_all()  # the stream gives the place back when it ends
-
-    async def ended(outcome: str) -> None:
-        prepared.recording.close(outcome)
-        await place.aclose()
-
-    return EventStream(
-        events,
-        headers=receipts.headers(prepared.receipt, prepared.recording.trace.timings_ms()),
-        request_id=request_id,
-        keep_alive=keep_alive,
-        keep_alive_seconds=services.settings.keep_alive_seconds,
-        on_end=ended,
-        until=until,
-    )
-
-
-def base_url(request: Request, services: Services) -> str:
-    """Where clients see this server: `public_url`, else what this request was sent to."""
-    return services.settings.public_url or str(request.base_url).rstrip("/")
+    return await generate(CHAT, request, services, caller, request_id)

@@ -10,6 +10,7 @@ from fastapi import APIRouter
 from server.deps import CallerDep, ServicesDep
 from server.errors import ModelNotFound
 from server.plan import NO_STORE
+from server.routing import AUTO
 from server.services import Services
 
 router = APIRouter()
@@ -31,12 +32,17 @@ async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -
 
 
 async def _cards(services: Services, tenant: str) -> dict[str, dict[str, Any]]:
-    chat = await services.engine.models()
-    cards = {
+    chat = {
         card.id: _card(card.id, card.created, card.owned_by, max_model_len=card.max_model_len)
-        for card in chat
+        for card in await services.engine.models()
     }
-    created = chat[0].created
+    created = next(iter(chat.values()))["created"]
+    if (rule := services.models.routing) is not None:
+        # The shorter of the two: a promise that holds whichever answers.
+        known = [chat[name]["max_model_len"] for name in (rule.small, rule.large)]
+        length = None if None in known else min(known)
+        chat[AUTO] = _card(AUTO, created, "groundwire", max_model_len=length)
+    cards = dict(chat)
     cards[services.models.embedder] = _card(services.models.embedder, created, "groundwire")
     stores = await services.catalog.list_stores(tenant)
     names = Counter(store.name for store in stores)
@@ -44,9 +50,9 @@ async def _cards(services: Services, tenant: str) -> dict[str, dict[str, Any]]:
         # A name that two stores share, or that means "no retrieval", leaves only the id to call it by.
         alone = store.name and names[store.name] == 1 and store.name != NO_STORE
         ref = store.name if alone else store.id
-        for card in chat:
-            name = f"{card.id}@{ref}"
-            cards[name] = _card(name, store.created_at, "groundwire", parent=card.id)
+        for model in chat:
+            name = f"{model}@{ref}"
+            cards[name] = _card(name, store.created_at, "groundwire", parent=model)
     return cards
 
 

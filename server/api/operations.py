@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse, Response
 
 from server.catalog import LOCAL_TENANT
 from server.deps import CallerDep, ServicesDep
+from server.engine.base import Engine
 from server.openapi import document
-from server.services import Services
 from server.telemetry.metrics import exposition
 
 #: A part that has not answered by then is not ready.
@@ -29,22 +29,26 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 async def ready(services: ServicesDep) -> JSONResponse:
-    """Whether engine, vector store and catalog answer: 200, or 503 with what is wrong."""
+    """Whether an engine, vector store and catalog answer: 200, or 503 with what is wrong."""
     parts = {
-        "engine": await _probe(_engine(services)),
+        "engine": await _probe(_alive(services.engine)),
         "vectors": await _probe(services.vectors.heartbeat()),
         "catalog": await _probe(services.catalog.list_stores(LOCAL_TENANT)),
         "accepting": "the server is shutting down" if services.admission.draining else "ok",
     }
     fine = all(state == "ok" for state in parts.values())
     body: dict[str, Any] = {"status": "ready" if fine else "not ready", **parts}
+    if len(services.engines) > 1:
+        body["engines"] = {
+            name: await _probe(_alive(engine)) for name, engine in services.engines.items()
+        }
     if services.checkup.warnings:
         body["warnings"] = list(services.checkup.warnings)
     return JSONResponse(body, 200 if fine else 503)
 
 
-async def _engine(services: Services) -> None:
-    services.engine.check_health()
+async def _alive(engine: Engine) -> None:
+    engine.check_health()
 
 
 async def _probe(answer: Awaitable[Any]) -> str:

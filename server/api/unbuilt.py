@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from server.deps import CallerDep
 from server.errors import BadRequest
 
-PREFIXES = ("/v1/completions", "/v1/responses", "/v1/files", "/v1/vector_stores")
+PREFIXES = ("/v1/responses", "/v1/files", "/v1/vector_stores")
 METHODS = ["GET", "POST", "DELETE"]
 
 router = APIRouter()

@@ -1,4 +1,4 @@
-"""What the server asks of an engine: OpenAI chat in, a whole completion or a stream of chunks out."""
+"""What the server asks of an engine: OpenAI chat or text in, a whole completion or a stream of chunks out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,20 @@ from typing import Any, Protocol
 
 from starlette.types import ASGIApp
 
+#: A request as the engine gets it. One with `messages` is a chat; any other is a text completion.
 Body = Mapping[str, Any]
+
+
+def is_chat(body: Body) -> bool:
+    return "messages" in body
+
+
+def choices_of(body: Body) -> int:
+    """How many choices the answer has: `n` for each prompt, those of the first prompt first."""
+    prompt, prompts = body.get("prompt"), 1
+    if isinstance(prompt, list) and not is_chat(body):
+        prompts = 1 if all(type(token) is int for token in prompt) else len(prompt)
+    return prompts * max(int(body.get("n") or 1), 1)
 
 
 class EngineError(Exception):
@@ -110,6 +123,12 @@ class Engine(Protocol):
     async def models(self) -> Sequence[ModelCard]:
         """The models by the names clients may ask for; the first is the default."""
 
+    def answering(self, model: str) -> Engine:
+        """The engine that answers for this model: itself, unless it is made of several.
+
+        Its window, its counts and its health are those that a request for the model meets. Raises EngineRejected.
+        """
+
     async def complete(self, body: Body, request_id: str) -> bytes:
         """A whole completion as JSON bytes, `id` being `request_id`.
 
@@ -123,7 +142,10 @@ class Engine(Protocol):
         """
 
     async def count_tokens(self, body: Body) -> int:
-        """Tokens of the prompt that `body` renders to, chat template and tools included. Raises EngineError."""
+        """Tokens of the prompt that `body` renders to, chat template and tools included.
+
+        A text completion must have one prompt, a string. Raises EngineError.
+        """
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text alone, without special tokens."""
@@ -133,3 +155,12 @@ class Engine(Protocol):
 
     def check_health(self) -> None:
         """Raises EngineDead once the engine cannot answer any more, EngineUnreachable while it does not."""
+
+
+def trouble(engine: Engine, model: str) -> EngineError | None:
+    """Why the engine of this model is known not to answer now; None where nothing is known."""
+    try:
+        engine.answering(model).check_health()
+    except (EngineUnreachable, EngineDead) as error:
+        return error
+    return None

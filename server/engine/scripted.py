@@ -23,15 +23,20 @@ from starlette.types import ASGIApp
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineDead,
     EngineOverloaded,
     EngineRejected,
     EngineTimings,
     ModelCard,
+    choices_of,
+    is_chat,
 )
 
 #: OpenAI's limit of `n`.
 MAX_CHOICES = 128
+#: What an answer to a text completion without a limit ends at, as in OpenAI's API.
+TEXT_TOKENS = 16
 #: Requests that are remembered.
 KEPT = 100
 #: Its tokenizer: a special token, a run of word characters, or one other character that is not a space.
@@ -94,6 +99,9 @@ class ScriptedEngine:
     async def models(self) -> Sequence[ModelCard]:
         return [ModelCard(self.script.model, self._created, "groundwire", self.max_model_len)]
 
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
+
     async def complete(self, body: Body, request_id: str) -> bytes:
         prompt_tokens = await self._accept(body)
         start = time.perf_counter()
@@ -105,21 +113,15 @@ class ScriptedEngine:
             self.seen.aborted.append(request_id)
             raise
         self._finish(request_id, start, prompt_tokens, len(tokens))
-        message = {
-            "role": "assistant",
-            "content": "".join(tokens),
-            "refusal": None,
-            "annotations": None,
-        }
         return orjson.dumps(
             {
                 "id": request_id,
-                "object": "chat.completion",
+                "object": "chat.completion" if is_chat(body) else "text_completion",
                 "created": self._created,
                 "model": self.script.model,
                 "choices": [
-                    {"index": i, "message": message, "logprobs": None, "finish_reason": "stop"}
-                    for i in range(body.get("n") or 1)
+                    {"index": i, **said, "logprobs": None, "finish_reason": "stop"}
+                    for i, said in enumerate(_said(body, "".join(tokens)))
                 ],
                 "usage": _usage(prompt_tokens, len(tokens)),
             }
@@ -149,6 +151,8 @@ class ScriptedEngine:
             raise EngineOverloaded("the scripted engine was told to be overloaded")
         if self.script.fail == "reject":
             raise EngineRejected("the scripted engine was told to reject", param="messages")
+        if not is_chat(body) and not body.get("prompt"):
+            raise EngineRejected("a text completion needs a prompt", param="prompt")
         if not 1 <= (1 if body.get("n") is None else body["n"]) <= MAX_CHOICES:
             raise EngineRejected(f"n must be 1 to {MAX_CHOICES}", param="n")
         prompt_tokens = await self.count_tokens(body)
@@ -165,17 +169,23 @@ class ScriptedEngine:
         if text is None:
             text = " ".join(_texts(body)[-1].split()[-12:])
         limit = body.get("max_completion_tokens") or body.get("max_tokens")
+        if not is_chat(body):
+            limit = body.get("max_tokens", TEXT_TOKENS)
         return re.findall(r"\s*\S+", text)[:limit]
 
     async def _events(
         self, body: Body, request_id: str, prompt_tokens: int
     ) -> AsyncGenerator[bytes, None]:
-        start, tokens, n = time.perf_counter(), self._answer(body), body.get("n") or 1
-        done = False
+        start, tokens, n = time.perf_counter(), self._answer(body), choices_of(body)
+        chat, done = is_chat(body), False
         try:
             await asyncio.sleep(self.script.queue_seconds + self.script.prefill_seconds)
-            for i in range(n):
-                yield self._chunk(request_id, i, {"role": "assistant", "content": ""})
+            for i in range(n if chat else 0):
+                delta = {"role": "assistant", "content": ""}
+                yield self._chunk(request_id, i, {"delta": delta})
+            for i, echo in enumerate(_echoes(body)):
+                if echo:
+                    yield self._chunk(request_id, i, {"text": echo})
             for position, token in enumerate(tokens):
                 await asyncio.sleep(self.script.token_seconds)
                 if self.script.fail == "midstream" and position == 3:
@@ -185,9 +195,9 @@ class ScriptedEngine:
                     return
                 finish = "stop" if position == len(tokens) - 1 else None
                 for i in range(n):
-                    yield self._chunk(request_id, i, {"content": token}, finish)
+                    yield self._chunk(request_id, i, _part(token, chat=chat), finish)
             for i in range(0 if tokens else n):
-                yield self._chunk(request_id, i, {"content": ""}, "stop")
+                yield self._chunk(request_id, i, _part("", chat=chat), "stop")
             self._finish(request_id, start, prompt_tokens, len(tokens))
             done = True
             if (body.get("stream_options") or {}).get("include_usage"):
@@ -200,15 +210,16 @@ class ScriptedEngine:
                 self.seen.aborted.append(request_id)
 
     def _chunk(
-        self, request_id: str, index: int, delta: dict[str, Any], finish: str | None = None
+        self, request_id: str, index: int, part: dict[str, Any], finish: str | None = None
     ) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+        choice = {"index": index, **part, "logprobs": None, "finish_reason": finish}
         return self._event(request_id, {"choices": [choice]})
 
     def _event(self, request_id: str, payload: dict[str, Any]) -> bytes:
+        chat = request_id.startswith("chatcmpl-")
         head = {
             "id": request_id,
-            "object": "chat.completion.chunk",
+            "object": "chat.completion.chunk" if chat else "text_completion",
             "created": self._created,
             "model": self.script.model,
         }
@@ -232,7 +243,7 @@ class ScriptedEngine:
         try:
             body = orjson.loads(await request.body())
             found = TOKEN.findall(body["prompt"]) if "prompt" in body else _prompt(body)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
             message = f"prompt must be a string, or messages a list: {error}"
             body = {"error": {"message": message, "type": "x", "param": "prompt", "code": 400}}
             return JSONResponse(body, status_code=400)
@@ -264,8 +275,31 @@ def _error_event(message: str) -> bytes:
     )
 
 
+def _said(body: Body, answer: str) -> list[dict[str, Any]]:
+    """What each choice of a whole answer says."""
+    if is_chat(body):
+        message = {"role": "assistant", "content": answer, "refusal": None, "annotations": None}
+        return [{"message": message}] * choices_of(body)
+    return [{"text": echo + answer} for echo in _echoes(body)]
+
+
+def _part(text: str, *, chat: bool) -> dict[str, Any]:
+    """What a chunk says."""
+    return {"delta": {"content": text}} if chat else {"text": text}
+
+
+def _echoes(body: Body) -> list[str]:
+    """What each choice of a text completion says first: its prompt, or nothing."""
+    if is_chat(body):
+        return []
+    choices, echoed = choices_of(body), _texts(body) if body.get("echo") else [""]
+    return [echoed[i * len(echoed) // choices] for i in range(choices)]
+
+
 def _prompt(body: Body) -> list[str]:
-    """The tokens of a chat's prompt, each message framed as ChatML frames one."""
+    """The tokens of the prompts, each message of a chat framed as ChatML frames one."""
+    if not is_chat(body):
+        return [token for text in _texts(body) for token in TOKEN.findall(text)]
     tokens = []
     for text in _texts(body):
         tokens += ["<|im_start|>", "role", "\n", *TOKEN.findall(text), "<|im_end|>"]
@@ -273,8 +307,13 @@ def _prompt(body: Body) -> list[str]:
 
 
 def _texts(body: Body) -> list[str]:
+    """The messages' texts, or the prompts; a token id is a word of its own."""
+    if not is_chat(body):
+        prompt = body["prompt"]
+        prompts = prompt if isinstance(prompt, list) and type(prompt[0]) is not int else [prompt]
+        return [p if isinstance(p, str) else " ".join(map(str, p)) for p in prompts]
     texts = []
-    for message in body.get("messages", ()):
+    for message in body["messages"]:
         content = message.get("content")
         if isinstance(content, list):
             content = "\n".join(str(part.get("text", "")) for part in content)

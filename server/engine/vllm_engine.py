@@ -8,11 +8,13 @@ stop, seed and usage are vLLM's own. The one file that imports vLLM.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +26,7 @@ from starlette.types import ASGIApp, Message
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineDead,
     EngineError,
     EngineOverloaded,
@@ -31,14 +34,16 @@ from server.engine.base import (
     EngineTimings,
     Events,
     ModelCard,
+    is_chat,
 )
 from server.wire.common import first_complaint
 
 #: Finished requests whose timings nobody collected (aborted ones) are kept up to this many.
 KEPT_TIMINGS = 1024
-#: What `/tokenize` reads of a chat request; the rest of the body does not change the prompt.
+#: What `/tokenize` reads of a request; the rest of the body does not change the prompt.
 TOKENIZE_FIELDS = (
     "model",
+    "prompt",
     "messages",
     "tools",
     "add_generation_prompt",
@@ -52,7 +57,7 @@ TOKENIZE_FIELDS = (
 
 
 #: Fields that change the prompt in ways the tokenize route does not know.
-UNCOUNTED_FIELDS = ("documents", "truncate_prompt_tokens")
+UNCOUNTED_FIELDS = ("documents", "truncate_prompt_tokens", "suffix", "prompt_embeds")
 #: vLLM's flags about listening: we listen, so they would do nothing. What to use in their place.
 OUR_FLAGS = {
     "api-key": "GROUNDWIRE_API_KEYS",
@@ -67,6 +72,8 @@ OUR_FLAGS = {
 }
 #: Turns of the event loop in which vLLM has validated a request: it does so before it first waits.
 VALIDATION_TURNS = 3
+#: The same for a list of prompts, each of which it gives a task of its own.
+SEVERAL_VALIDATION_TURNS = 6
 ERROR_EVENT = b'data: {"error"'
 #: vLLM reads an empty list as "every domain"; this name can never exist (RFC 6761).
 NO_DOMAIN = "none.invalid"
@@ -127,12 +134,26 @@ async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
 
     async with build_async_engine_client(args) as client:
         tasks = await client.get_supported_tasks()
-        app = build_app(args, tasks, client.model_config)
+        with _log_levels_kept():
+            app = build_app(args, tasks, client.model_config)
         await init_app_state(client, app.state, args, tasks)
         # vLLM's error handlers set `should_exit` on it when the engine dies; our own watch ends the process.
         app.state.server = SimpleNamespace(should_exit=False)
         async with app.router.lifespan_context(app):
             yield VllmEngine(client, app)
+
+
+@contextmanager
+def _log_levels_kept() -> Iterator[None]:
+    """A library that vLLM's app imports (SageMaker's) silences the root logger and its handlers below ERROR."""
+    root = logging.getLogger()
+    level, handlers = root.level, [(handler, handler.level) for handler in root.handlers]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        for handler, own in handlers:
+            handler.setLevel(own)
 
 
 class VllmEngine:
@@ -141,13 +162,17 @@ class VllmEngine:
     def __init__(self, client: Any, app: Any) -> None:
         from vllm.entrypoints.openai.chat_completion.api_router import create_chat_completion
         from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-        from vllm.entrypoints.serve.tokenize.protocol import TokenizeChatRequest
+        from vllm.entrypoints.openai.completion.api_router import create_completion
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+        from vllm.entrypoints.serve.tokenize.protocol import (
+            TokenizeChatRequest,
+            TokenizeCompletionRequest,
+        )
 
         self._client = client
         self._app = app
-        self._create = create_chat_completion
-        self._chat_request = ChatCompletionRequest
-        self._tokenize_request = TokenizeChatRequest
+        self._chat = _Kind(create_chat_completion, ChatCompletionRequest, TokenizeChatRequest)
+        self._text = _Kind(create_completion, CompletionRequest, TokenizeCompletionRequest)
         self._tokenizer = client.renderer.get_tokenizer()
         self._timings = _TimingsLog()
         if client.logger_manager is not None:
@@ -176,6 +201,9 @@ class VllmEngine:
             for card in listed.data
         ]
 
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
+
     async def complete(self, body: Body, request_id: str) -> bytes:
         response = await self._route(body, request_id)
         return bytes(response.body)
@@ -186,7 +214,8 @@ class VllmEngine:
             raise EngineError("vLLM answered a streamed request with a whole body")
         events = _Begun(response.body_iterator)
         try:
-            await events.validated()
+            several = isinstance(body.get("prompt"), list)
+            await events.validated(SEVERAL_VALIDATION_TURNS if several else VALIDATION_TURNS)
         except BaseException:
             await events.aclose()
             raise
@@ -196,7 +225,7 @@ class VllmEngine:
         self._refuse_uncountable(body)
         fields = {name: body[name] for name in TOKENIZE_FIELDS if body.get(name) is not None}
         try:
-            request = self._tokenize_request.model_validate(fields)
+            request = self._kind(body).tokenize_request.model_validate(fields)
             answer = await self._app.state.serving_tokenization.create_tokenize(
                 request, _raw_request(self._app, "tokenize", asyncio.Event())
             )
@@ -211,13 +240,13 @@ class VllmEngine:
     def _refuse_uncountable(self, body: Body) -> None:
         """Raises EngineRejected for what cannot fit, before it costs seconds to tokenize, or be counted.
 
-        The bound is the one that vLLM's chat route refuses by; its tokenize route has none.
+        The bound is the one that vLLM's generating routes refuse by; its tokenize route has none.
         """
         if any(body.get(name) is not None for name in UNCOUNTED_FIELDS):
             raise EngineRejected(f"prompts with {', '.join(UNCOUNTED_FIELDS)} cannot be counted")
-        characters = sum(len(text) for message in body["messages"] for text in _texts(message))
+        characters = sum(len(text) for text in _texts(body))
         if characters > self.max_model_len * self._tokenizer.max_chars_per_token:
-            raise EngineRejected("the conversation is too long", code="context_length_exceeded")
+            raise EngineRejected("the prompt is too long", code="context_length_exceeded")
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         return [len(self._tokenizer.encode(text, add_special_tokens=False)) for text in texts]
@@ -229,14 +258,18 @@ class VllmEngine:
         if self._client.errored:
             raise EngineDead("the vLLM engine has died; see its log above, then restart the server")
 
+    def _kind(self, body: Body) -> _Kind:
+        return self._chat if is_chat(body) else self._text
+
     async def _route(self, body: Body, request_id: str) -> Response:
         """Call vLLM's route function; when we are cancelled, it hears a client going away."""
         gone = asyncio.Event()
         # vLLM derives the completion's id from this header, so the header carries the id we minted.
-        raw = _raw_request(self._app, request_id.removeprefix("chatcmpl-"), gone)
+        raw = _raw_request(self._app, request_id.partition("-")[2], gone)
+        kind = self._kind(body)
         try:
-            request = self._chat_request.model_validate(body)
-            call = asyncio.ensure_future(self._create(request, raw))
+            request = kind.request.model_validate(body)
+            call = asyncio.ensure_future(kind.create(request, raw))
             try:
                 response = await asyncio.shield(call)
             except asyncio.CancelledError:
@@ -252,13 +285,25 @@ class VllmEngine:
         return response  # type: ignore[no-any-return]
 
 
-def _texts(message: Mapping[str, Any]) -> Iterator[str]:
-    content = message.get("content")
-    if isinstance(content, str):
-        yield content
-    for part in content if isinstance(content, list) else ():
-        if isinstance(part, dict) and isinstance(part.get("text"), str):
-            yield part["text"]
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """vLLM's route function for one kind of request, and the classes that it and the tokenizer read."""
+
+    create: Any
+    request: Any
+    tokenize_request: Any
+
+
+def _texts(body: Body) -> Iterator[str]:
+    if isinstance(body.get("prompt"), str):
+        yield body["prompt"]
+    for message in body.get("messages", ()):
+        content = message.get("content")
+        if isinstance(content, str):
+            yield content
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and isinstance(part.get("text"), str):
+                yield part["text"]
 
 
 def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
@@ -291,10 +336,10 @@ class _Begun:
         self._chunks = chunks
         self._first: asyncio.Future[Any] | None = asyncio.ensure_future(anext(chunks, b""))
 
-    async def validated(self) -> None:
+    async def validated(self, turns: int) -> None:
         """Return when the request is with the engine. Raises EngineError where it was refused."""
         assert self._first is not None
-        for _ in range(VALIDATION_TURNS):
+        for _ in range(turns):
             await asyncio.sleep(0)
             if self._first.done():
                 break
@@ -372,7 +417,7 @@ class _TimingsLog:
     """
 
     def __init__(self) -> None:
-        self._finished: OrderedDict[str, EngineTimings] = OrderedDict()
+        self._finished: OrderedDict[str, dict[str, EngineTimings]] = OrderedDict()
 
     def record(
         self,
@@ -394,14 +439,20 @@ class _TimingsLog:
             completion_tokens=stats.num_generation_tokens,
             cached_tokens=stats.num_cached_tokens,
         )
-        if (earlier := self._finished.get(request_id)) is not None:  # n > 1: one entry a choice
-            timings = _longest(earlier, timings)
-        self._finished[request_id] = timings
+        # A text completion's prompts are requests of their own, with their number behind the id.
+        text = request_id.startswith("cmpl-")
+        prompts = self._finished.setdefault(
+            request_id.rpartition("-")[0] if text else request_id, {}
+        )
+        if (earlier := prompts.get(request_id)) is not None:  # n > 1: one entry a choice
+            timings = _longest(earlier, timings, prompt_tokens=earlier.prompt_tokens)
+        prompts[request_id] = timings
         while len(self._finished) > KEPT_TIMINGS:
             self._finished.popitem(last=False)
 
     def take(self, request_id: str) -> EngineTimings | None:
-        return self._finished.pop(request_id, None)
+        prompts = self._finished.pop(request_id, None)
+        return reduce(_together, prompts.values()) if prompts else None
 
     def log(self) -> None: ...
 
@@ -412,13 +463,18 @@ class _TimingsLog:
     def record_admission_rejection(self, *_: Any) -> None: ...
 
 
-def _longest(one: EngineTimings, other: EngineTimings) -> EngineTimings:
+def _together(one: EngineTimings, other: EngineTimings) -> EngineTimings:
+    """Two prompts of one request."""
+    return _longest(one, other, prompt_tokens=one.prompt_tokens + other.prompt_tokens)
+
+
+def _longest(one: EngineTimings, other: EngineTimings, *, prompt_tokens: int) -> EngineTimings:
     """Choices of one request run side by side: the longest counts, their tokens add up."""
     return EngineTimings(
         queue_seconds=max(one.queue_seconds, other.queue_seconds),
         prefill_seconds=max(one.prefill_seconds, other.prefill_seconds),
         decode_seconds=max(one.decode_seconds, other.decode_seconds),
-        prompt_tokens=one.prompt_tokens,
+        prompt_tokens=prompt_tokens,
         completion_tokens=one.completion_tokens + other.completion_tokens,
         cached_tokens=max(one.cached_tokens, other.cached_tokens),
     )

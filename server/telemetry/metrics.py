@@ -96,6 +96,12 @@ class Metrics:
             ("status",),
             registry=registry,
         )
+        self.routed = Counter(
+            "groundwire_routed_requests_total",
+            "Requests for the model auto, by the model that they went to and why.",
+            ("route", "reason"),
+            registry=registry,
+        )
         self.chroma_restarts = Counter(
             "groundwire_chroma_restarts_total",
             "How often the supervised Chroma child was started again.",

@@ -23,12 +23,12 @@ log = logging.getLogger("groundwire.request")
 class Recording:
     """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
 
-    def __init__(self, metrics: Metrics, route: str) -> None:
+    def __init__(self, metrics: Metrics, route: str, id_prefix: str = "chatcmpl") -> None:
         self._metrics = metrics
         self._route = route
         self.trace = Trace()
         #: Minted here: the client's own request id never becomes an id of ours.
-        self.completion_id = f"chatcmpl-{secrets.token_hex(16)}"
+        self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
         self._receipt: Receipt | None = None
         self._timings: EngineTimings | None = None
         self._engine_from: float | None = None
@@ -40,7 +40,7 @@ class Recording:
     def receipt(self) -> Receipt:
         """What the request was grounded in, with what came out of a cache until now."""
         assert self._receipt is not None, "the request is not prepared yet"
-        return replace(self._receipt, cached=tuple(self.trace.cached))
+        return replace(self._receipt, cached=tuple(dict.fromkeys(self.trace.cached)))
 
     @property
     def has_token(self) -> bool:
@@ -107,6 +107,8 @@ class Recording:
             metrics.aborted.labels(self._route).inc()
         if self._receipt is not None:
             metrics.retrievals.labels(self._receipt.status).inc()
+            if (route := self._receipt.route) is not None:
+                metrics.routed.labels(route.size, route.reason).inc()
             metrics.observe_tokens(self._timings, self._receipt.context_tokens)
         log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
 

@@ -24,6 +24,7 @@ class RagOptions(Closed):
     on_empty: Literal["answer", "refuse"] | None = None
     footer: bool | None = None
     sticky: bool | None = None
+    route: Literal["small", "large"] | None = None
 
 
 class FileSearchTool(Closed):

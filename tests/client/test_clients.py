@@ -133,3 +133,13 @@ def test_llama_index(real: RealServer) -> None:
     assert seen["text"] == seen["streamed"]
     assert seen["rag"] == "hit"
     assert seen["stream_sourced"]
+
+
+def test_llama_index_as_it_comes(real: RealServer) -> None:
+    """Without `is_chat_model` it asks for text completions."""
+    seen = run_client("llama_index_completion.py", real)
+    assert seen["text"]
+    assert seen["text"] == seen["by_body"] == seen["streamed"] == seen["astreamed"]
+    assert seen["rag"] == "hit"
+    assert seen["stream_sourced"]
+    assert not seen["plain_rag"]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from server.app import create_app
 from server.engine.scripted import Script
-from server.settings import Settings
+from server.routing import Reason
+from server.settings import RoutingSettings, Settings
 from server.telemetry.metrics import Metrics, new_registry
 from server.wire.chat import RagOptions
 
@@ -48,6 +50,15 @@ def test_every_metric_is_documented_with_its_labels() -> None:
     for name, labels in known.items():
         for label in labels:
             assert f"`{label}`" in documented[name].split(" | ")[1]
+
+
+def test_every_reason_and_number_of_a_route_is_documented() -> None:
+    row = rows("metrics.md")["groundwire_routed_requests_total"]
+    assert {f"`{reason}`" for reason in get_args(Reason)} <= set(re.findall(r"`\w+`", row))
+    engines = rows("engines.md")
+    for name, field in RoutingSettings.model_fields.items():
+        default = field.default if isinstance(field.default, tuple) else (field.default,)
+        assert field.is_required() or all(str(value) in engines[name] for value in default), name
 
 
 def test_every_rag_option_is_documented() -> None:

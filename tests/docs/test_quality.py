@@ -1,31 +1,13 @@
-"""The table in docs/quality.md says what docs/quality.json, the command's own output, says."""
+"""The tables in docs/quality.md say what docs/quality.json says, which the instrument wrote."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
-METRICS = ("recall@1", "recall@4", "recall@10", "ndcg@10", "mrr@10")
+from bench.quality.tables import FILE, PAGE, rendered
+from bench.report import ROOT
 
 
-def cell(way: dict[str, Any], metric: str) -> str:
-    low, high = way["interval_95"][metric]
-    return f"{way[metric]:.3f} ({low:.3f}-{high:.3f})"
-
-
-def table(measured: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """One row for each data set and way of searching."""
-    lines = [f"| data set | | {' | '.join(METRICS)} |", "|" + "---|" * (len(METRICS) + 2)]
-    for name, ways in measured.items():
-        for way, figures in ways.items():
-            cells = " | ".join(cell(figures, metric) for metric in METRICS)
-            lines.append(f"| {name} | {way} | {cells} |")
-    return "\n".join(lines)
-
-
-def test_the_table_is_the_command_s_output() -> None:
-    page = (DOCS / "quality.md").read_text(encoding="utf-8")
-    shown = page.partition("<!-- table -->\n")[2].partition("\n<!-- /table -->")[0]
-    assert shown == table(json.loads((DOCS / "quality.json").read_text(encoding="utf-8")))
+def test_the_tables_are_what_was_measured() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    assert page == rendered(page, json.loads((ROOT / FILE).read_text(encoding="utf-8")))

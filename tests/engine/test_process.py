@@ -91,6 +91,10 @@ def test_answers_grounded(served: Served) -> None:
     assert "curl " in served.log.read_text()
 
 
+def test_the_log_speaks_after_vllm_is_loaded(served: Served) -> None:
+    assert "INFO uvicorn.error Application startup complete" in served.log.read_text()
+
+
 def test_one_metrics_page(served: Served) -> None:
     page = httpx.get(f"{served.url}/metrics").text
     for stage in set(STAGES) - {"rerank"}:

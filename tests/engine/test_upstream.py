@@ -18,7 +18,7 @@ from server.engine.base import (
     EngineUnreachable,
 )
 from server.engine.upstream import UpstreamEngine, UpstreamOptions, open_upstream
-from server.engine.upstream.estimate import estimate_chat, estimate_text
+from server.engine.upstream.estimate import estimate_prompt, estimate_text
 from server.engine.upstream.sse_events import EventSplitter
 
 Answer = Callable[[bytes, asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -140,11 +140,11 @@ def test_a_stream_in_another_order_of_fields_is_put_in_openais() -> None:
 
 @pytest.mark.parametrize(
     ("last", "words"),
-    [(b"", "broke off"), (b"data: {oops\n\n", "no chat completion chunk"),
-     (b'data: {"id":"x"}\n\n', "no chat completion chunk"),
-     (b"data: 7\n\n", "no chat completion chunk"),
-     (chunk("b").replace(b'"index":0', b'"index":5'), "no chat completion chunk"),
-     (chunk("b").replace(b'"b"', b"[]"), "no chat completion chunk"),
+    [(b"", "broke off"), (b"data: {oops\n\n", "no completion chunk"),
+     (b'data: {"id":"x"}\n\n', "no completion chunk"),
+     (b"data: 7\n\n", "no completion chunk"),
+     (chunk("b").replace(b'"index":0', b'"index":5'), "no completion chunk"),
+     (chunk("b").replace(b'"b"', b"[]"), "no completion chunk"),
      (b'data: {"error":{"message":"out of memory"}}\n\n', "out of memory")],
 )  # fmt: skip
 def test_a_stream_that_fails_says_so(last: bytes, words: str) -> None:
@@ -153,6 +153,38 @@ def test_a_stream_that_fails_says_so(last: bytes, words: str) -> None:
     assert failure.startswith(b'data: {"error"')
     assert failure.endswith(b"\n\n")
     assert words in json.loads(failure[6:])["error"]["message"]
+
+
+def text_chunk(**choice: Any) -> bytes:
+    head = {"id": "theirs", "object": "text_completion", "created": 7, "model": "m"}
+    return b"data: " + json.dumps({**head, "choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [(text_chunk(text="b"), "broke off"), (text_chunk(text=7), "no completion chunk"),
+     (text_chunk(delta={"content": "b"}), "no completion chunk"),
+     (text_chunk(index=1, text="b"), "no completion chunk")],
+)  # fmt: skip
+def test_a_text_that_fails_says_so(last: bytes, words: str) -> None:
+    async def run() -> list[bytes]:
+        async with upstream(says(OPENING, text_chunk(text="a"), last)) as engine:
+            stream = await engine.stream({"model": "m", "prompt": [1, 2]}, "cmpl-ours")
+            return [event async for event in stream]
+
+    first, *_, failure = asyncio.run(asyncio.wait_for(run(), 10))
+    assert json.loads(first[6:])["choices"] == [{"index": 0, "text": "a"}]
+    assert words in json.loads(failure[6:])["error"]["message"]
+
+
+@pytest.mark.parametrize("choices", [b"[]", b'[{"message":{"content":"x"}}]', b'[{"text":7}]'])
+def test_a_text_that_is_none(choices: bytes) -> None:
+    async def run() -> None:
+        async with upstream(says(whole("200 OK", b'{"choices":' + choices + b"}"))) as engine:
+            with pytest.raises(EngineError):
+                await engine.complete({"model": "m", "prompt": "a"}, "cmpl-ours")
+
+    asyncio.run(run())
 
 
 def test_its_limits_are_told_with_their_retry_after() -> None:
@@ -347,7 +379,7 @@ def test_tokenize_is_asked_until_there_is_none(answer: str, times: int, body: by
     async def run() -> None:
         async with upstream(none) as engine:
             for _ in range(2):
-                assert await engine.count_tokens(BODY) == estimate_chat(BODY)
+                assert await engine.count_tokens(BODY) == estimate_prompt(BODY)
 
     asyncio.run(run())
     assert asked == [b"/tokenize"] * times
@@ -357,6 +389,12 @@ def test_tokenize_is_asked_until_there_is_none(answer: str, times: int, body: by
 def test_the_estimate_is_not_below_a_byte_level_worst_case_of_words(text: str) -> None:
     assert estimate_text(text) >= len(text.split())
     assert estimate_text(text) >= sum(character.isdigit() for character in text)
+
+
+def test_the_estimate_of_a_text_completion_counts_its_suffix() -> None:
+    alone = estimate_prompt({"prompt": "one two three"})
+    assert alone >= estimate_text("one two three")
+    assert estimate_prompt({"prompt": "one two three", "suffix": "four"}) > alone
 
 
 def models_listed(*cards: dict[str, Any], **options: Any) -> list[tuple[str, int]]:

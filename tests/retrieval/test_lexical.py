@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from retrieval import lexical
 from retrieval.errors import DataDirectoryInUse, IndexMissing
-from retrieval.lexical import LexicalIndex, LexicalWriter, drop
+from retrieval.lexical import QUICK_CHARACTERS, Keywords, LexicalIndex, LexicalWriter, drop
 from retrieval.types import Passage
 
 HASH = "0123456789abcdef" * 4
@@ -211,6 +211,21 @@ def test_another_process_writes_is_seen_at_once_and_dies(tmp_path: Path) -> None
     assert set(texts(tmp_path, "zebra after uncommitted")) == {"zebra", "after"}
 
 
+def test_what_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, passage("The quagga was a zebra."))
+    index = LexicalIndex(tmp_path)
+    assert not index.is_quick("s", "zebra"), "it has to be opened first"
+    assert index.search("s", "zebra", 1)
+    assert index.is_quick("s", "zebra")
+    assert not index.is_quick("none", "zebra")
+    assert not index.is_quick("s", "x" * (QUICK_CHARACTERS + 1))
+    write(tmp_path, passage("Green tea is steeped.", chunk=1))
+    assert not index.is_quick("s", "zebra"), "it has to be opened again"
+    assert index.search("s", "tea", 1)
+    monkeypatch.setattr("retrieval.lexical.QUICK_PASSAGES", 0)
+    assert not index.is_quick("s", "zebra")
+
+
 def test_drop_and_make_again(tmp_path: Path) -> None:
     write(tmp_path, passage("old"))
     index = LexicalIndex(tmp_path)
@@ -228,7 +243,7 @@ def test_an_index_of_another_version_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(lexical, "_ANALYZER", "groundwire_en_0")
+        patch.setattr(lexical, "SCHEMA_VERSION", 0)
         write(tmp_path, passage("x"))
     for use in (
         lambda: LexicalIndex(tmp_path).search("s", "x", 1),
@@ -236,6 +251,35 @@ def test_an_index_of_another_version_says_what_to_do(
     ):
         with pytest.raises(IndexMissing, match=r"another version.*groundwire reindex"):
             use()
+
+
+def test_an_index_with_other_words_in_it_is_another_version(tmp_path: Path) -> None:
+    write(tmp_path, passage("x"))
+    for keywords in (Keywords(stemming=False), Keywords(stop_words=False)):
+        with pytest.raises(IndexMissing, match="another version"):
+            LexicalIndex(tmp_path, keywords).count("s")
+    assert LexicalIndex(tmp_path, Keywords(title_boost=1, headings_boost=0)).count("s") == 1
+
+
+@pytest.mark.parametrize(
+    ("keywords", "query", "finds"),
+    [
+        (Keywords(stemming=False), "dog", 0),
+        (Keywords(stemming=False), "dogs", 1),
+        (Keywords(stop_words=False), "the", 1),
+        (Keywords(title_boost=0), "kennel", 0),
+        (Keywords(headings_boost=0), "rules", 0),
+        (Keywords(), "kennel", 1),
+        (Keywords(), "rules", 1),
+    ],
+)
+def test_other_words_and_weights(
+    tmp_path: Path, keywords: Keywords, query: str, finds: int
+) -> None:
+    with LexicalWriter(tmp_path, "s", keywords) as writer:
+        writer.add([passage("the dogs run", title="Kennel", headings=("Rules",))])
+        writer.commit()
+    assert len(LexicalIndex(tmp_path, keywords).search("s", query, 5)) == finds
 
 
 @pytest.mark.parametrize("suffix", ["meta.json", "store", "term"])

@@ -16,9 +16,9 @@ def candidate(chunk: int, score: float = 0.5, text: str | None = None) -> Candid
 
 
 def packed(candidates: list[Candidate], costs: list[int], **options: Any) -> Context:
-    return pack(
-        candidates, costs, **{"budget_tokens": 100, "frame_tokens": 10, "max_sources": 4, **options}
-    )
+    cost = {id(each): tokens for each, tokens in zip(candidates, costs, strict=True)}
+    limits = {"budget_tokens": 100, "frame_tokens": 10, "max_sources": 4, **options}
+    return pack(candidates, lambda each: cost[id(each)], **limits)
 
 
 def chunks(context: Context) -> list[int]:
@@ -41,6 +41,20 @@ def test_best_first_until_the_number_is_reached() -> None:
     assert chunks(context) == [0, 1, 2, 3]
     assert reasons(context) == [(4, "over_limit"), (5, "over_limit")]
     assert context.tokens == 10 + 4 * 10
+
+
+def test_what_cannot_go_in_is_not_counted() -> None:
+    counted = []
+
+    def cost(each: Candidate) -> int:
+        counted.append(each.passage.chunk)
+        return 10
+
+    low, same = candidate(1, score=0.1), candidate(2, text="text 0")
+    after = [candidate(i) for i in range(3, 9)]
+    pack([candidate(0), low, same, *after], cost, budget_tokens=100, frame_tokens=10, max_sources=2,
+         score_threshold=0.2)  # fmt: skip
+    assert counted == [0, 3]
 
 
 def test_the_budget_counts_the_frame_and_is_inclusive() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -145,6 +146,38 @@ async def test_no_more_passages_are_read_than_are_looked_at(tmp_path: Path) -> N
     result = await Retriever(Letters(), gone, lexical, settings).retrieve(asked, Trace())
     assert len(result.candidates) == 6
     assert {c.passage.file_id for c in result.candidates} == {"file-a"}
+
+
+class Threaded(LexicalIndex):
+    """Notes on which threads it is asked."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.threads: list[int] = []
+
+    def search(self, store_id: str, text: str, k: int) -> list[Hit]:
+        self.threads.append(threading.get_ident())
+        return super().search(store_id, text, k)
+
+    def passages(self, store_id: str, ids: Sequence[str]) -> dict[str, Passage]:
+        self.threads.append(threading.get_ident())
+        return super().passages(store_id, ids)
+
+
+@pytest.mark.anyio
+@pytest.mark.usefixtures("lexical")
+async def test_the_loop_itself_does_what_is_quicker_than_a_hop_to_a_thread(tmp_path: Path) -> None:
+    index = Threaded(tmp_path)
+    retriever = Retriever(Letters(), Brute({"a": passages("a")}), index)
+    loop = {threading.get_ident()}
+    await retriever.retrieve(query("zebra " * 99, "a"), Trace())
+    assert loop.isdisjoint(index.threads)
+    index.threads.clear()
+    await retriever.retrieve(query("zebra", "a"), Trace())
+    assert set(index.threads) == loop
+    index.threads.clear()
+    await retriever.retrieve(query("zebra", "a", "b"), Trace())
+    assert loop.isdisjoint(index.threads)
 
 
 @pytest.mark.anyio

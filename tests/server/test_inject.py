@@ -18,6 +18,7 @@ from server.inject import (
     TEXT_MARKERS,
     Breaker,
     inject,
+    inject_into,
     render_block,
     render_source,
 )
@@ -175,3 +176,11 @@ def test_every_other_message_is_the_same_object() -> None:
     assert [a is b for a, b in zip(messages, merged, strict=True)] == [True] * 3 + [False] + [
         True
     ] * 2
+
+
+def test_into_a_request() -> None:
+    messages = [{"role": "user", "content": "Why?"}]
+    chat = {"model": "m", "messages": messages, "prompt": "unknown to a chat"}
+    into = inject_into(chat, 0, "B ")
+    assert into == {**chat, "messages": [{"role": "user", "content": "B Why?"}]}
+    assert inject_into({"prompt": " Why?", "n": 2}, 0, "B") == {"prompt": "B Why?", "n": 2}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from server.errors import BadRequest, ModelNotFound, mapped
-from server.plan import Defaults, Models, Plan, engine_body, plan
-from server.settings import Settings
+from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
+from server.routing import Rule
+from server.settings import RoutingSettings, Settings
 from server.wire.chat import ChatRequest
+from server.wire.completions import CompletionRequest
 
 ALIASES = Settings.model_fields["model_aliases"].get_default(call_default_factory=True)
 MODELS = Models(chat=("scripted", "org/lora@v2"), embedder="all-MiniLM-L6-v2", aliases=ALIASES)
@@ -449,3 +452,136 @@ def test_remote_media_is_refused(part: dict[str, Any]) -> None:
 )
 def test_other_media_may_pass(part: dict[str, Any]) -> None:
     assert planned(messages=[{"role": "user", "content": [part]}]).question_index == 0
+
+
+def planned_text(
+    headers: dict[str, str] | None = None, defaults: Defaults = DEFAULTS, **fields: Any
+) -> Plan:
+    body = {"model": "scripted", "prompt": "What is the limit?", **fields}
+    return plan(CompletionRequest.model_validate(body), headers or {}, MODELS, defaults)
+
+
+@pytest.mark.parametrize(
+    ("fields", "stores", "chosen_in"),
+    [
+        ({}, (), None),
+        ({"headers": {"x-rag": "on", "x-rag-vector-store": "c", "x-rag-top-k": "?"}}, (), None),
+        ({"model": "scripted@d"}, ("d",), "model"),
+        ({"model": "gpt-4@d"}, ("d",), "model"),
+        ({"model": "org/lora@v2"}, (), None),
+        ({"model": "scripted@none"}, (), "model"),
+        ({"rag": {}}, ("docs",), None),
+        ({"rag": {"enabled": True}}, ("docs",), None),
+        ({"rag": {"enabled": False}, "model": "scripted@d"}, (), "rag.enabled"),
+        ({"rag": {"vector_store_ids": ["b"]}, "model": "scripted@d"}, ("b",), "rag.vector_store_ids"),
+        ({"model": "scripted@d", "headers": {"x-rag": "off"}}, (), "X-RAG"),
+        ({"rag": {}, "headers": {"x-rag": "off"}}, ("docs",), None),
+        (
+            {"model": "scripted@d", "headers": {"x-rag-vector-store": "c"}},
+            ("c",),
+            "X-RAG-Vector-Store",
+        ),
+    ],
+)  # fmt: skip
+def test_a_text_completion_is_grounded_where_its_model_or_body_says_so(
+    fields: dict[str, Any], stores: tuple[str, ...], chosen_in: str | None
+) -> None:
+    made = planned_text(**fields)
+    assert (made.store_refs, made.chosen_in) == (stores, chosen_in)
+    assert made.searches == bool(stores)
+
+
+def test_to_ask_for_sources_without_a_store_to_search() -> None:
+    with pytest.raises(BadRequest) as refused:
+        planned_text(rag={}, defaults=NO_DEFAULT)
+    assert refused.value.param == "rag.vector_store_ids"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "question", "index"),
+    [
+        ("  Why?\n", "Why?", 0),
+        (["Why?"], "Why?", 0),
+        (["Why?", "How?"], "", 0),
+        ("", "", 0),
+        ([], "", None),
+        ([1, 2], "", None),
+        ([[1], [2]], "", None),
+        (None, "", None),
+    ],
+)
+def test_the_question_of_a_prompt(prompt: Any, question: str, index: int | None) -> None:
+    made = planned_text(prompt=prompt, rag={"enabled": False})
+    assert (made.question, made.question_index, made.also) == (question, index, ())
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, 16), (0, 0), (300, 300), (-1, 0)])
+def test_what_the_budget_keeps_for_a_text_completion(limit: int | None, kept: int) -> None:
+    assert planned_text(max_tokens=limit).answer_tokens == kept
+
+
+def test_a_text_completion_is_never_sticky() -> None:
+    assert not planned_text(defaults=replace(DEFAULTS, sticky=True)).sticky
+
+
+def test_a_text_completion_as_the_engine_gets_it() -> None:
+    body = {"model": "gpt-4", "prompt": ["a"], "rag": {}, "suffix": None, "request_id": "x",
+            "messages": [USER], "echo": True}  # fmt: skip
+    made = planned_text(**{key: body[key] for key in ("model", "prompt", "rag")})
+    assert text_body(body, made) == {"model": "scripted", "prompt": ["a"], "echo": True}
+
+
+RULE = Rule(**RoutingSettings(small="scripted", large="org/lora@v2").model_dump())
+ROUTING = Models((*MODELS.chat,), MODELS.embedder, {**ALIASES, "mine-*": "auto"}, RULE)
+
+
+def routed(headers: dict[str, str] | None = None, models: Models = ROUTING, **fields: Any) -> Plan:
+    request = ChatRequest.model_validate({"model": "auto", "messages": [USER], **fields})
+    return plan(request, headers or {}, models, DEFAULTS)
+
+
+@pytest.mark.parametrize("model", ["auto", "auto@docs", "mine-x", "mine-x@docs"])
+def test_auto_is_a_name_like_others(model: str) -> None:
+    made = routed(model=model)
+    assert (made.model, made.engine_model, made.store_refs) == (model, "scripted", ("docs",))
+    assert made.route is not None
+    assert made.route.reason == "simple"
+    assert routed(model="auto@none").store_refs == ()
+
+
+def test_auto_needs_routing() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        routed(models=MODELS)
+    assert "auto" not in str(caught.value).partition("Known")[2]
+    with pytest.raises(ModelNotFound, match=r"Known: .*auto"):
+        routed(model="nobody")
+
+
+def test_the_body_s_route_before_the_header_s_before_the_rule_s() -> None:
+    assert routed(max_tokens=9999).engine_model == "org/lora@v2"
+    header = {"x-rag-route": " Small "}
+    assert routed(header, max_tokens=9999).engine_model == "scripted"
+    made = routed(header, rag={"route": "large"})
+    assert made.engine_model == "org/lora@v2"
+    assert made.route is not None
+    assert made.route.reason == "requested"
+    other = made.fallen_back()
+    assert (other.model, other.engine_model) == ("auto", "scripted")
+
+
+@pytest.mark.parametrize("models", [MODELS, ROUTING])
+@pytest.mark.parametrize(
+    ("param", "headers", "fields"),
+    [
+        ("X-RAG-Route", {"x-rag-route": "medium"}, {}),
+        ("X-RAG-Route", {"x-rag-route": "small"}, {}),
+        ("rag.route", {}, {"rag": {"route": "small"}}),
+        ("rag.route", {"x-rag-route": "large"}, {"rag": {"route": "small"}}),
+    ],
+)
+def test_a_route_that_is_none_or_leads_nowhere_is_400(
+    models: Models, param: str, headers: dict[str, str], fields: dict[str, Any]
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        routed(headers, models, model="scripted", **fields)
+    assert caught.value.param == param

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from retrieval.types import WeightedText
-from server.queries import FollowUpWeights, in_context, question_index
+from server.queries import TAIL_CHARACTERS, FollowUpWeights, in_context, question_index, tail_of
 from server.wire.chat import Message
 
 FIRST = ("user", "What is a quagga?")
@@ -60,3 +62,24 @@ def test_nothing_to_search_beside() -> None:
     assert searched(FIRST, ANSWER, FOLLOW_UP, weights=FollowUpWeights(0, 0)) == ()
     assert searched(FIRST, ANSWER, ("user", "")) == ()
     assert searched(ANSWER) == ()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "tail"),
+    [
+        ("", ""),
+        (" \n Why?\t", "Why?"),
+        ("a" * TAIL_CHARACTERS, "a" * TAIL_CHARACTERS),
+        ("x " + "a" * TAIL_CHARACTERS, "a" * TAIL_CHARACTERS),
+        ("xa " + "a" * (TAIL_CHARACTERS - 1), "a" * (TAIL_CHARACTERS - 1)),
+        ("cut\nwhole " + "a" * (TAIL_CHARACTERS - 7), "whole " + "a" * (TAIL_CHARACTERS - 7)),
+        ("cut whole " + "a" * (TAIL_CHARACTERS - 6), "whole " + "a" * (TAIL_CHARACTERS - 6)),
+        ("one two " + "a" * (TAIL_CHARACTERS - 2), "a" * (TAIL_CHARACTERS - 2)),
+    ],
+)
+def test_the_tail_of_a_prompt(prompt: str, tail: str) -> None:
+    assert tail_of(prompt) == tail
+
+
+def test_the_tail_of_a_prompt_without_spaces() -> None:
+    assert 0 < len(tail_of("a" * 5000)) <= TAIL_CHARACTERS + 1

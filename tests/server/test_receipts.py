@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -185,3 +186,38 @@ def test_headers_are_ascii_and_one_line() -> None:
     assert listed.isascii()
     assert listed.isprintable()
     assert listed.count(",") == 2
+
+
+def test_the_receipts_of_several_prompts_as_one() -> None:
+    whole = Receipt("miss", link, reason="no_hits")
+    hit = replace(receipt(2, found=(1, 0), context_tokens=7), question="One?")
+    miss = Receipt("miss", link, reason="no_hits", question="Two?")
+    more = replace(receipt(1, context_tokens=5), question="Three?")
+    made = receipts.summed(whole, [hit, miss, more])
+    assert (made.status, made.reason, made.context_tokens) == ("hit", None, 12)
+    field = receipts.rag_field(made, {})
+    pages = field["search_results"]
+    assert [page["search_query"] for page in pages] == [["One?"], ["Two?"], ["Three?"]]
+    found = [[row["file_id"] for row in page["data"]] for page in pages]
+    assert found == [["file-2", "file-1"], [], ["file-1"]]
+    assert receipts.headers(made, {})["x-rag-sources"] == "file-2,file-1"
+
+
+def test_trouble_shows_where_no_prompt_has_sources() -> None:
+    miss = Receipt("miss", link, reason="no_hits")
+    degraded = Receipt("degraded", link, reason="timeout")
+    made = receipts.summed(miss, [miss, degraded])
+    assert (made.status, made.reason) == ("degraded", "timeout")
+
+
+def test_sources_taken_out_again_are_in_no_part() -> None:
+    parts = [receipt(2, context_tokens=9), Receipt("degraded", link, reason="timeout")]
+    made = receipts.without_sources(receipts.summed(receipt(0), parts), "no_room")
+    assert (made.status, made.reason, made.sources, made.context_tokens) == (
+        "miss",
+        "no_room",
+        (),
+        0,
+    )
+    assert [part.sources for part in made.parts] == [(), ()]
+    assert [part.status for part in made.parts] == ["miss", "degraded"]

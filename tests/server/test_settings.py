@@ -87,6 +87,7 @@ BAD = [
     ("embedder_backend", "cuda"),
     ("scripted", "{"),
     ("model_aliases", "gpt"),
+    ("routing", "small"),
 ]
 
 
@@ -126,6 +127,41 @@ def test_every_wrong_field_is_named_at_once() -> None:
 def test_a_broken_file_is_named(bare: Path) -> None:
     (bare / "groundwire.toml").write_text("top_k = \n")
     assert "groundwire.toml" in refusal()
+
+
+FAR = {"name": "far", "url": "http://far:8000"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"engine": "upstream"}, "needs at least one"),
+        ({"engines": [FAR, FAR]}, "two engines are named 'far'"),
+        ({"engines": [{**FAR, "name": "vllm"}]}, "two engines are named 'vllm'"),
+        ({"routing": {"small": "a"}}, "routing.large"),
+        ({"routing": {"small": "a", "large": "a"}}, "must be two models"),
+        ({"routing": {"small": "a", "large": "b", "words": [""]}}, "routing.words"),
+        ({"routing": {"small": "a", "large": "b", "max_turn": 1}}, "routing.max_turn"),
+    ],
+)
+def test_engines_and_routing_that_do_not_fit_are_named(flags: dict[str, Any], words: str) -> None:
+    assert words in refusal(flags)
+
+
+def test_several_engines_and_a_route_between_them(bare: Path) -> None:
+    (bare / "groundwire.toml").write_text(
+        '[[engines]]\nname = "far"\nurl = "http://far:8000"\n'
+        '[[engines]]\nname = "farther"\nurl = "http://farther:8000/v1"\n'
+        '[routing]\nsmall = "a"\nlarge = "b"\nmax_turns = 9\n'
+    )
+    settings = load_settings()
+    assert [engine.url for engine in settings.engines] == [
+        "http://far:8000/v1",
+        "http://farther:8000/v1",
+    ]
+    assert settings.routing is not None
+    assert (settings.routing.max_turns, settings.routing.max_answer_tokens) == (9, 512)
+    assert load_settings({"engine": "upstream", "engines": [{**FAR, "name": "upstream"}]}).engines
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "192.168.1.4", "example.com"])

@@ -386,7 +386,9 @@ def test_an_error_event_is_not_touched() -> None:
 
 
 def test_a_refusal_is_a_completion() -> None:
-    made = json.loads(weave.refusal("No.", completion_id=ID, created=7, model="gpt-4o-mini"))
+    made = json.loads(
+        weave.refusal("No.", chat=True, completion_id=ID, created=7, model="gpt-4o-mini")
+    )
     assert made["object"] == "chat.completion"
     assert made["choices"][0]["message"]["content"] == "No."
     assert made["choices"][0]["finish_reason"] == "stop"

@@ -84,12 +84,11 @@ def chat_models(cards: Sequence[ModelCard]) -> list[ModelCard]:
     return [card for card in cards if card.max_model_len] or list(cards)
 
 
-def completion(answer: Any, request_id: str, where: str) -> bytes:
+def completion(answer: Any, request_id: str, where: str, *, chat: bool) -> bytes:
     """A whole completion under our id. Raises EngineError for what is none."""
     try:
         for choice in answer["choices"]:
-            if not isinstance(choice["message"].get("content"), str | None):
-                raise TypeError("content")
+            _refuse_no_text(choice["message"].get("content") if chat else choice["text"])
         if not answer["choices"]:
             raise KeyError("choices")
         return orjson.dumps({**answer, "id": request_id})
@@ -97,14 +96,18 @@ def completion(answer: Any, request_id: str, where: str) -> bytes:
         raise EngineError(f"{where} answered without choices") from error
 
 
-def ended(chunk: Mapping[str, Any], choices: int) -> set[int]:
+def ended(chunk: Mapping[str, Any], choices: int, *, chat: bool) -> set[int]:
     """The choices that end in this chunk. Raises AttributeError, KeyError or TypeError for what is no chunk."""
     for choice in chunk["choices"]:
         if not 0 <= choice["index"] < choices:
             raise KeyError("index")
-        if not isinstance(choice["delta"].get("content"), str | None):
-            raise TypeError("content")
+        _refuse_no_text(choice["delta"].get("content") if chat else choice["text"])
     return {c["index"] for c in chunk["choices"] if c.get("finish_reason") is not None}
+
+
+def _refuse_no_text(text: Any) -> None:
+    if not isinstance(text, str | None):
+        raise TypeError("text")
 
 
 def is_noise(chunk: Mapping[str, Any], *, wants_usage: bool) -> bool:

@@ -1,4 +1,4 @@
-"""One upstream as an `Engine`: its chat, its models, its counts, and whether it is there."""
+"""One upstream as an `Engine`: its completions, its models, its counts, and whether it is there."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from starlette.types import ASGIApp
 
 from server.engine.base import (
     Body,
+    Engine,
     EngineError,
     EngineTimings,
     EngineUnreachable,
     ModelCard,
+    choices_of,
+    is_chat,
 )
 from server.engine.upstream import answers
-from server.engine.upstream.estimate import estimate_chat, estimate_text
+from server.engine.upstream.estimate import estimate_prompt, estimate_text
 from server.engine.upstream.link import Link, UpstreamOptions, open_client, reason
 from server.engine.upstream.special_tokens import KNOWN_SPECIAL_TOKENS
 from server.engine.upstream.sse_events import EventSplitter, EventTooLong
@@ -32,10 +35,9 @@ log = logging.getLogger(__name__)
 PROBE_SECONDS = 5.0
 #: How long the end of a finished stream is waited for; beyond it another connection is cheaper.
 READ_OUT_SECONDS = 0.5
-CHAT = "/chat/completions"
-#: What `/tokenize` reads of a chat request.
+#: What `/tokenize` reads of a request.
 TOKENIZE_FIELDS = (
-    "model", "messages", "tools", "add_generation_prompt", "continue_final_message",
+    "model", "prompt", "messages", "tools", "add_generation_prompt", "continue_final_message",
     "add_special_tokens", "chat_template", "chat_template_kwargs",
 )  # fmt: skip
 #: No count now, though the next may be one: busy, or refusing this prompt.
@@ -82,6 +84,9 @@ class UpstreamEngine:
     async def models(self) -> Sequence[ModelCard]:
         return self._cards
 
+    def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
+        return self
+
     async def learn(self) -> None:
         """Ask for its models and their length; what the options say needs no asking. Raises EngineError."""
         options, where = self._options, self._link.where
@@ -90,7 +95,12 @@ class UpstreamEngine:
                 ModelCard(name, 0, options.name, options.max_model_len) for name in options.models
             )
             return
-        cards = answers.listed(await self._link.models(), where)
+        try:
+            cards = answers.listed(await self._link.models(), where)
+        except EngineUnreachable as error:
+            raise EngineUnreachable(
+                f"{error}; with its `models` and `max_model_len` set, the server starts without it"
+            ) from error
         if missing := set(options.models) - {card.id for card in cards}:
             raise EngineError(f"{where} has no model {', '.join(sorted(missing))}")
         chosen = [card for card in cards if card.id in options.models] or answers.chat_models(cards)
@@ -103,15 +113,13 @@ class UpstreamEngine:
         self._cards = tuple(chosen)
 
     async def complete(self, body: Body, request_id: str) -> bytes:
-        answer = await self._link.json(CHAT, self._body(body, stream=False))
-        return answers.completion(answer, request_id, self._link.where)
+        answer = await self._link.json(_path(body), self._body(body, stream=False))
+        return answers.completion(answer, request_id, self._link.where, chat=is_chat(body))
 
     async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
-        response = await self._link.open(CHAT, self._body(body, stream=True))
+        response = await self._link.open(_path(body), self._body(body, stream=True))
         wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-        events = self._events(
-            response, request_id, max(int(body.get("n") or 1), 1), wants_usage=wants_usage
-        )
+        events = self._events(response, body, request_id, wants_usage=wants_usage)
         await anext(events)  # a generator that never started would not close its connection
         return events
 
@@ -122,13 +130,13 @@ class UpstreamEngine:
                 status, answer = await self._link.tokenize(fields)
             except EngineUnreachable as error:
                 log.debug("%s", error)
-                return estimate_chat(body)
+                return estimate_prompt(body)
             count = answer.get("count") if isinstance(answer, dict) else None
             if status == 200 and type(count) is int and count >= 0:
                 return count
             # Without such a route, or with another of that name, it is not asked again.
             self._counts = status in PASSING
-        return estimate_chat(body)
+        return estimate_prompt(body)
 
     def count_text(self, texts: Sequence[str]) -> list[int]:
         return [estimate_text(text) for text in texts]
@@ -160,10 +168,11 @@ class UpstreamEngine:
         return sent
 
     async def _events(
-        self, response: httpx.Response, request_id: str, choices: int, *, wants_usage: bool
+        self, response: httpx.Response, body: Body, request_id: str, *, wants_usage: bool
     ) -> AsyncGenerator[bytes, None]:
         """Its chunks under our id. Closing this closes the connection, which is how HTTP says abort."""
         splitter, finished, where = EventSplitter(), set[int](), self._link.where
+        chat, choices = is_chat(body), choices_of(body)
         try:
             yield b""
             network = response.aiter_bytes()
@@ -179,7 +188,7 @@ class UpstreamEngine:
                         return
                     if answers.is_noise(chunk, wants_usage=wants_usage):
                         continue
-                    finished |= answers.ended(chunk, choices)
+                    finished |= answers.ended(chunk, choices, chat=chat)
                     yield answers.chunk_event(data, chunk, request_id)
             if len(finished) < choices:
                 yield answers.error_event(f"{where} broke off in the middle of the answer")
@@ -188,9 +197,13 @@ class UpstreamEngine:
         except httpx.HTTPError as error:
             yield answers.error_event(f"{where} broke off: {reason(error)}")
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, EventTooLong):
-            yield answers.error_event(f"{where} sent a chunk that is no chat completion chunk")
+            yield answers.error_event(f"{where} sent a chunk that is no completion chunk")
         finally:
             await response.aclose()
+
+
+def _path(body: Body) -> str:
+    return "/chat/completions" if is_chat(body) else "/completions"
 
 
 async def _read_out(network: AsyncIterator[bytes]) -> None:

@@ -22,9 +22,9 @@ def estimate_text(text: str) -> int:
     return letters + len(others.replace(" ", "").encode(errors="replace")) + others.count("  ")
 
 
-def estimate_chat(body: Mapping[str, Any]) -> int:
-    """Tokens of the prompt that a chat request renders to, tools included."""
-    tokens = MESSAGE_TOKENS
+def estimate_prompt(body: Mapping[str, Any]) -> int:
+    """Tokens of the prompt that a request renders to, tools and a suffix included."""
+    tokens = MESSAGE_TOKENS + sum(_content(body.get(name)) for name in ("prompt", "suffix"))
     for message in body.get("messages") or ():
         tokens += MESSAGE_TOKENS + _content(message.get("content"))
         if message.get("tool_calls"):

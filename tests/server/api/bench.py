@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +24,11 @@ import pytest
 from fastapi import FastAPI
 
 from retrieval.pipeline import DenseSearch
+from server.answering import Answering
 from server.app import create_app
 from server.auth import Keys, Links
 from server.engine.base import Engine
+from server.engine.pool import pooled
 from server.engine.scripted import Script, ScriptedEngine
 from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
@@ -39,6 +41,7 @@ from server.services import (
     answers,
     cached_retriever,
     conversations,
+    model_names,
     open_services,
 )
 from server.settings import Settings
@@ -126,12 +129,12 @@ class Bench:
         *,
         dense: DenseSearch | None = None,
         key: str | None = None,
-        instead: Engine | None = None,
+        instead: Mapping[str, Engine] | None = None,
         **changes: Any,
     ) -> Iterator[Running]:
         """An app of its own over the shared parts.
 
-        `key` is what its client sends; `instead` is an engine to serve in place of the scripted one.
+        `key` is what its client sends; `instead` are engines to serve in place of the scripted one.
         """
         settings = Settings(**{**self.settings.model_dump(exclude_unset=True), **changes})
         services, engine = self._services(settings, script or Script(answer=ANSWER), dense, instead)
@@ -150,9 +153,11 @@ class Bench:
         settings: Settings,
         script: Script,
         dense: DenseSearch | None,
-        instead: Engine | None,
+        instead: Mapping[str, Engine] | None,
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
+        engines = instead or {"scripted": engine}
+        serving = self.run(pooled(engines))
         embedder = base.retriever._retriever._own.embedder._embedder  # type: ignore[attr-defined]
         retriever = cached_retriever(
             settings,
@@ -165,17 +170,19 @@ class Bench:
         made = replace(
             base,
             settings=settings,
-            engine=instead or engine,
+            engine=serving,
+            engines=engines,
             retriever=retriever,
             grounding=Grounding(
-                instead or engine,
+                serving,
                 retriever,
                 base.catalog,
                 conversations(settings, metrics),
-                answers(settings, metrics),
                 _grounding(settings),
                 base.indexes,
             ),
+            answering=Answering(serving, answers(settings, metrics)),
+            models=model_names(settings, self.run(serving.models()), base.models.embedder),
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, b"secret"),

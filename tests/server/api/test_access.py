@@ -18,6 +18,7 @@ OPEN = {("GET", "/health"), ("GET", "/ready")}
 SIGNED = {("GET", "/v1/rag/passages/{file_id}/{content_hash}/{chunk}")}
 KEYED = {
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
     ("POST", "/v1/vector_stores/{vector_store_id}/search"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model:path}"),

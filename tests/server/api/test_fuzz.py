@@ -1,4 +1,4 @@
-"""Chat bodies that hypothesis makes, over HTTP: whatever comes, an answer comes back, and it is no 500."""
+"""Bodies that hypothesis makes, over HTTP: whatever comes, an answer comes back, and it is no 500."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.server.api.bench import ROUTE, Running
 from tests.server.api.test_bad_input import error_of
 from tests.server.api.test_chat import payloads
+from tests.server.api.test_completions import ROUTE as TEXT_ROUTE
 
 ODD = st.one_of(
     st.none(),
@@ -95,9 +96,32 @@ BODY = st.fixed_dictionaries(
 )
 
 
-def check(running: Running, body: dict[str, Any]) -> None:
+TOKENS = st.lists(st.integers(0, 50_000), max_size=4)
+TEXT_BODY = st.fixed_dictionaries(
+    {"prompt": mostly(st.one_of(TEXT, TEXT, st.lists(TEXT, max_size=3), TOKENS, st.lists(TOKENS)))},
+    optional={
+        "model": mostly(
+            st.sampled_from(["scripted", "scripted@docs", "gpt-4@docs", "scripted@empty", "x@none"])
+        ),
+        "stream": mostly(st.booleans()),
+        "stream_options": mostly(st.fixed_dictionaries({"include_usage": ODD})),
+        "max_tokens": mostly(st.integers(0, 10_000)),
+        "n": mostly(st.integers(1, 3)),
+        "echo": mostly(st.booleans()),
+        "suffix": ODD,
+        "logprobs": ODD,
+        "best_of": ODD,
+        "messages": ODD,
+        "prompt_embeds": ODD,
+        "cache_salt": ODD,
+        "rag": mostly(RAG),
+    },
+)
+
+
+def check(running: Running, body: dict[str, Any], route: str = ROUTE) -> None:
     """An answer or a 4xx in OpenAI's envelope; a stream ends as streams end."""
-    response: httpx.Response = running.client.post(ROUTE, json=body)
+    response: httpx.Response = running.client.post(route, json=body)
     assert response.status_code < 500, response.text
     if response.status_code >= 400:
         error_of(response)
@@ -112,15 +136,29 @@ def check(running: Running, body: dict[str, Any]) -> None:
 SHARED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=SHARED, derandomize=True)
+@settings(max_examples=200, suppress_health_check=SHARED, derandomize=True)
 @given(BODY)
 def test_chat_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body)
 
 
+@settings(max_examples=200, suppress_health_check=SHARED, derandomize=True)
+@given(TEXT_BODY)
+def test_text_bodies(shared: Running, body: dict[str, Any]) -> None:
+    check(shared, body, TEXT_ROUTE)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@settings(max_examples=10_000, deadline=None, suppress_health_check=SHARED)
+@settings(max_examples=10_000, suppress_health_check=SHARED)
 @given(BODY)
 def test_many_chat_bodies(shared: Running, body: dict[str, Any]) -> None:
     check(shared, body)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@settings(max_examples=10_000, suppress_health_check=SHARED)
+@given(TEXT_BODY)
+def test_many_text_bodies(shared: Running, body: dict[str, Any]) -> None:
+    check(shared, body, TEXT_ROUTE)

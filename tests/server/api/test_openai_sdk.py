@@ -78,6 +78,37 @@ async def test_async(shared: Running) -> None:
     assert len(final.choices[0].message.annotations or ()) == 2
 
 
+TEXT: dict[str, Any] = {"model": "gpt-4o-mini@docs", "prompt": QUESTION}
+
+
+def test_text_completions(shared: Running) -> None:
+    with sync_client(shared) as client:
+        raw = client.completions.with_raw_response.create(**TEXT)
+        answer = raw.parse()
+        asked = client.completions.create(
+            model="gpt-4o-mini", prompt=QUESTION, extra_body={"rag": {"vector_store_ids": ["docs"]}}
+        )
+        usage = {"include_usage": True}
+        chunks = list(client.completions.create(**TEXT, stream=True, stream_options=usage))
+    assert raw.headers["x-rag-status"] == "hit"
+    assert answer.choices[0].text == ANSWER
+    assert (answer.model_extra or {})["rag"]["cited"] is True
+    assert (asked.model_extra or {})["rag"]["status"] == "hit"
+    assert (chunks[0].model_extra or {})["rag"]["status"] == "hit"
+    assert "".join(choice.text for chunk in chunks for choice in chunk.choices) == ANSWER
+    assert chunks[-1].usage is not None
+
+
+@pytest.mark.anyio
+async def test_async_text_completions(shared: Running) -> None:
+    async with async_client(shared) as client:
+        answer = await client.completions.create(**{**TEXT, "prompt": [QUESTION, "Tea?"]}, n=2)
+        assert [choice.text for choice in answer.choices] == [ANSWER] * 4
+        parts = [chunk async for chunk in await client.completions.create(**TEXT, stream=True)]
+    assert "".join(choice.text for part in parts for choice in part.choices) == ANSWER
+    assert parts[-1].choices[0].finish_reason == "stop"
+
+
 def test_options_go_in_extra_body_and_headers(served: Running) -> None:
     with sync_client(served) as client:
         off = client.chat.completions.create(**ASK, extra_body={"rag": {"enabled": False}})
@@ -129,6 +160,8 @@ def test_a_broken_stream_raises(bench: Bench) -> None:
     ):
         with pytest.raises(openai.APIError, match="midstream"):
             list(client.chat.completions.create(**ASK, stream=True))
+        with pytest.raises(openai.APIError, match="midstream"):
+            list(client.completions.create(**TEXT, stream=True))
         with (
             pytest.raises(openai.APIError, match="midstream"),
             client.chat.completions.stream(**ASK) as stream,

@@ -44,7 +44,8 @@ def test_a_key_over_its_own_limit_is_429(bench: Bench) -> None:
         ) as running,
         running.client.stream("POST", ROUTE, json=chat(stream=True)) as first,
     ):
-        next(first.iter_raw())
+        chunks = first.iter_raw()  # dropped, it would end the stream
+        next(chunks)
         refused = running.ask()
         assert (refused.status_code, error_of(refused)["code"]) == (429, "rate_limited")
         assert error_of(refused)["type"] == "rate_limit_error"

@@ -95,7 +95,7 @@ EACH = pytest.mark.parametrize(("path", "method"), OPERATIONS)
 
 
 @EACH
-@settings(max_examples=100, deadline=None, suppress_health_check=QUIET, derandomize=True)
+@settings(max_examples=100, suppress_health_check=QUIET, derandomize=True)
 @given(data=st.data())
 def test_some_requests(shared: Running, path: str, method: str, data: st.DataObject) -> None:
     check(shared, path, method, data)
@@ -104,7 +104,7 @@ def test_some_requests(shared: Running, path: str, method: str, data: st.DataObj
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @EACH
-@settings(max_examples=500, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=500, suppress_health_check=QUIET)
 @given(data=st.data())
 def test_many_requests(shared: Running, path: str, method: str, data: st.DataObject) -> None:
     check(shared, path, method, data)

@@ -22,7 +22,7 @@ def over(bench: Bench, url: str, **options: Any) -> Iterator[Running]:
     opened = open_upstream(UpstreamOptions("far", f"{url}/v1", **known))
     engine = bench.run(opened.__aenter__())
     try:
-        with bench.serve(instead=engine) as running:
+        with bench.serve(instead={"far": engine}) as running:
             yield running
     finally:
         bench.run(opened.__aexit__(None, None, None))
@@ -115,6 +115,37 @@ def test_context_that_does_not_fit_after_all_is_taken_out(bench: Bench, streamed
         first = response.text.split("\n\n")[0].removeprefix("data: ")
         assert json.loads(first)["rag"]["reason"] == "no_room"
         eventually(lambda: near.metric("retrievals_total", status="miss") == 1)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_text_completion_over_a_server_elsewhere(bench: Bench, streamed: bool) -> None:
+    prompts = ["How many days may a loan last?", "How long is tea steeped?"]
+    body = {"model": "scripted@docs", "prompt": prompts, "stream": streamed, "n": 2}
+    with two(bench, Script(answer=ANSWER)) as (near, far):
+        response = near.client.post("/v1/completions", json=body)
+        assert response.headers["x-rag-status"] == "hit"
+        assert all("</sources>" in prompt for prompt in far.engine.seen.bodies[-1]["prompt"])
+    texts = response.text.split("\n\n")[:-2] if streamed else [response.text]
+    chunks = [json.loads(one.removeprefix("data: ")) for one in texts]
+    said = [""] * 4
+    for choice in (choice for one in chunks for choice in one["choices"]):
+        said[choice["index"]] += choice["text"]
+    assert said == [ANSWER] * 4
+    assert len(chunks[0]["rag"]["search_results"]) == 2
+
+
+def test_prompts_whose_context_does_not_fit_after_all(bench: Bench) -> None:
+    prompts = ["How many days may a loan last?", "How long is tea steeped?"]
+    with two(bench, Script(max_model_len=80), max_model_len=100_000) as (near, far):
+        response = near.client.post(
+            "/v1/completions", json={"model": "scripted@docs", "prompt": prompts}
+        )
+        assert response.headers["x-rag-status"] == "miss"
+        assert "x-rag-sources" not in response.headers
+        assert far.engine.seen.bodies[-1]["prompt"] == prompts
+    rag = response.json()["rag"]
+    assert rag["reason"] == "no_room"
+    assert [page["data"] for page in rag["search_results"]] == [[], []]
 
 
 def test_context_that_does_not_fit_may_be_a_refusal(bench: Bench) -> None:

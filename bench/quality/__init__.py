@@ -1,0 +1,1 @@
+"""What was tried for the quality of retrieval, beside the defaults and over the same vectors."""

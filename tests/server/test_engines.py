@@ -1,0 +1,59 @@
+"""Engines as the settings name them: which is first, what an upstream that is away means, which names fit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from server.engine.base import EngineUnreachable, ModelCard
+from server.services import _open_engines, model_names
+from server.settings import Settings, SettingsError
+
+AWAY = {"name": "far", "url": "http://127.0.0.1:9"}
+NAMED = {**AWAY, "models": ["big"], "max_model_len": 99}
+ROUTING = {"small": "own", "large": "big"}
+CARDS = [ModelCard("own", 0, "x", 10), ModelCard("big", 0, "x", 99)]
+
+
+def opened(*upstreams: dict[str, Any], engine: Any = "scripted") -> dict[str, list[str]]:
+    """The engines that such settings open, with their models."""
+
+    async def run() -> dict[str, list[str]]:
+        settings = Settings(engine=engine, scripted={"model": "own"}, engines=list(upstreams))
+        async with _open_engines(settings, lambda _: None) as engines:
+            return {name: [card.id for card in await one.models()] for name, one in engines.items()}
+
+    return asyncio.run(run())
+
+
+def test_the_one_in_the_process_is_first() -> None:
+    assert list(opened().items()) == [("scripted", ["own"])]
+    assert list(opened(NAMED).items()) == [("scripted", ["own"]), ("far", ["big"])]
+    second = {**NAMED, "name": "farther", "models": ["a", "b"]}
+    assert list(opened(NAMED, second, engine="upstream").items()) == [
+        ("far", ["big"]),
+        ("farther", ["a", "b"]),
+    ]
+
+
+@pytest.mark.parametrize("missing", ["models", "max_model_len"])
+def test_one_that_is_away_and_must_be_asked_says_what_to_set(missing: str) -> None:
+    asked = {name: value for name, value in NAMED.items() if name != missing}
+    with pytest.raises(EngineUnreachable, match=r"'far' cannot be reached.*`max_model_len` set"):
+        opened(asked)
+
+
+def test_routing_is_between_models_that_there_are() -> None:
+    names = model_names(Settings(routing=ROUTING), CARDS, "e")
+    assert names.routing is not None
+    assert names.chatting == ("own", "big", "auto")
+    assert model_names(Settings(), CARDS, "e").chatting == ("own", "big")
+    with pytest.raises(
+        SettingsError, match=r"routing.large: no engine serves 'b'; there is own, big"
+    ):
+        model_names(Settings(routing={**ROUTING, "large": "b"}), CARDS, "e")
+    auto = ModelCard("auto", 0, "x", 10)
+    with pytest.raises(SettingsError, match="a model named 'auto'"):
+        model_names(Settings(routing=ROUTING), [*CARDS, auto], "e")
