@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from retrieval.errors import own_copy
 
@@ -16,10 +17,12 @@ Work = Callable[[list[Item]], Awaitable[Sequence[Result]]]
 
 
 class Batcher(Generic[Item, Result]):
-    """Does one batch at a time, each of all that is queued, at most `most`; used from one event loop.
+    """Does batches of all that is queued, at most `most`, one at a time; used from one event loop.
 
     `work` gives a result for each item, in their order. What it raises goes to every waiter of that batch,
-    a copy to each; who is cancelled while queued is left out. `on_idle` is called when nothing is left to do.
+    a copy to each. Who is cancelled while queued is left out, and a batch that nobody waits for any longer is
+    cancelled. `on_idle` is called when nothing is left to do. With `patience_seconds` a batch that takes
+    longer no longer holds up what is queued: the next one is begun beside it, up to `at_once` of them.
     """
 
     def __init__(
@@ -28,43 +31,82 @@ class Batcher(Generic[Item, Result]):
         most: int,
         *,
         on_idle: Callable[[], object] = lambda: None,
+        patience_seconds: float | None = None,
+        at_once: int = 4,
     ) -> None:
         self._work = work
         self._most = most
         self._on_idle = on_idle
+        self._patience_seconds = patience_seconds
+        self._at_once = at_once
         self._queued: deque[tuple[Item, asyncio.Future[Result]]] = deque()
-        self._worker: asyncio.Task[None] | None = None
+        self._workers: set[asyncio.Task[None]] = set()
+        self._hurry: asyncio.TimerHandle | None = None
 
     async def do(self, item: Item) -> Result:
         """The item's result. Raises what `work` raises."""
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[Result] = loop.create_future()
+        waiter: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queued.append((item, waiter))
-        if self._worker is None or self._worker.done():
-            self._worker = loop.create_task(self._run())
+        if not self._workers:
+            self._begin()
+        else:
+            self._wait_patiently()
         return await waiter
 
     async def close(self, reason: Exception) -> None:
-        """Fail what is queued with copies of `reason`, and return when the batch under way has ended."""
+        """Fail what is queued with copies of `reason`, and return when what is under way has ended."""
         for _, waiter in self._queued:
             if not waiter.done():
                 waiter.set_exception(own_copy(reason))
         self._queued.clear()
-        if self._worker is not None:
-            await asyncio.wait([self._worker])
+        if self._workers:
+            await asyncio.wait(self._workers)
+
+    def _begin(self) -> None:
+        self._workers.add(asyncio.get_running_loop().create_task(self._run()))
+
+    def _wait_patiently(self) -> None:
+        """See to it that what is queued now is begun before long."""
+        if self._patience_seconds is None or self._hurry or len(self._workers) == self._at_once:
+            return
+        loop = asyncio.get_running_loop()
+        self._hurry = loop.call_later(self._patience_seconds, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._hurry = None
+        if self._queued and len(self._workers) < self._at_once:
+            self._begin()
 
     async def _run(self) -> None:
         while batch := self._take():
-            try:
-                results = await self._work([item for item, _ in batch])
-                for (_, waiter), result in zip(batch, results, strict=True):
-                    if not waiter.done():
-                        waiter.set_result(result)
-            except Exception as error:  # whatever it was, it belongs to these waiters alone
-                for _, waiter in batch:
-                    if not waiter.done():
-                        waiter.set_exception(own_copy(error))
-        self._on_idle()
+            await self._do(batch)
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._workers.discard(worker)
+        if not self._workers:
+            if self._hurry is not None:
+                self._hurry.cancel()
+                self._hurry = None
+            self._on_idle()
+
+    async def _do(self, batch: list[tuple[Item, asyncio.Future[Result]]]) -> None:
+        waiters = [waiter for _, waiter in batch]
+        items = [item for item, _ in batch]
+        work: asyncio.Future[Sequence[Result]]
+        work = asyncio.ensure_future(self._work(items))
+        for waiter in waiters:
+            waiter.add_done_callback(partial(_end_if_all_left, work, waiters))
+        await asyncio.wait([work])
+        if work.cancelled():
+            return
+        try:
+            for waiter, result in zip(waiters, work.result(), strict=True):
+                if not waiter.done():
+                    waiter.set_result(result)
+        except Exception as error:  # whatever it was, it belongs to these waiters alone
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_exception(own_copy(error))
 
     def _take(self) -> list[tuple[Item, asyncio.Future[Result]]]:
         """What is queued now and still wanted, at most one batch."""
@@ -74,3 +116,10 @@ class Batcher(Generic[Item, Result]):
             if not queued[1].done():
                 batch.append(queued)
         return batch
+
+
+def _end_if_all_left(
+    work: asyncio.Future[Any], waiters: Sequence[asyncio.Future[Any]], _: object
+) -> None:
+    if all(waiter.done() for waiter in waiters):
+        work.cancel()

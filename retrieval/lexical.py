@@ -33,7 +33,7 @@ _MAX_WORD_BYTES = 64
 #: Different words of one query that are looked up, the first ones winning: each costs three lists.
 MAX_QUERY_TERMS = 128
 #: Up to here a search takes some tenths of a millisecond; a busy server's thread waits for Python's lock longer.
-QUICK_CHARACTERS, QUICK_PASSAGES = 300, 50_000
+QUICK_CHARACTERS, QUICK_HITS, QUICK_PASSAGES = 300, 64, 50_000
 #: Characters of a query that are read at all: prose has MAX_QUERY_TERMS different words long before.
 MAX_QUERY_CHARS = 20_000
 
@@ -111,14 +111,15 @@ class LexicalIndex:
             found[passage.id] = passage
         return {id_: found[id_] for id_ in wanted if id_ in found}
 
-    def is_quick(self, store_id: str, text: str) -> bool:
-        """Whether to search for `text` and read what it finds takes less than to hand it to a thread.
+    def is_quick(self, store_id: str, text: str, k: int) -> bool:
+        """Whether to search for `text` and read `k` passages takes less than to hand it to a thread.
 
         So it is for a question to a store that is not large, and was opened since its last commit.
         """
         opened = self._stores.get(store_id)
         return (
             opened is not None
+            and k <= QUICK_HITS
             and len(text) <= QUICK_CHARACTERS
             and opened.passages <= QUICK_PASSAGES
             and opened.stamp == _stamp(_directory(self._root, store_id))
@@ -136,6 +137,10 @@ class LexicalIndex:
     def _open(self, store_id: str) -> _Opened | None:
         directory = _directory(self._root, store_id)
         while (stamp := _stamp(directory)) is not None:
+            # Before the lock too: under it another store may be read, and the event loop must not wait for that.
+            opened = self._stores.get(store_id)
+            if opened is not None and opened.stamp == stamp:
+                return opened
             with self._lock:
                 opened = self._stores.get(store_id)
                 if opened is not None and opened.stamp == stamp:

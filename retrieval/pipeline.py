@@ -27,7 +27,7 @@ class DenseSearch(Protocol):
 
 
 class LexicalSearch(Protocol):
-    def is_quick(self, store_id: str, text: str) -> bool: ...
+    def is_quick(self, store_id: str, text: str, k: int) -> bool: ...
 
     def search(self, store_id: str, text: str, k: int) -> list[Hit]: ...
 
@@ -180,8 +180,9 @@ class Retriever:
 
     def _is_quick(self, query: Query) -> bool:
         """Whether its keyword index is quicker than a hop to a thread, so that the loop may wait for it."""
+        k = max(self._fusion.candidates, self._wanted(query))
         return len(query.texts) == 1 == len(query.store_ids) and self._lexical.is_quick(
-            query.store_ids[0], query.text
+            query.store_ids[0], query.text, k
         )
 
     def _search_keywords(self, query: Query, k: int) -> list[list[Hit]]:
@@ -223,7 +224,7 @@ class Retriever:
         A vector whose passage is unknown belongs to a write in progress or a replaced file: the next ones
         stand in for it.
         """
-        wanted = max(query.enough, self._rerank.candidates if self._reranker else 0)
+        wanted = self._wanted(query)
         found: dict[str, Passage] = {}
         start = 0
         while len(found) < wanted and start < len(fused):
@@ -232,6 +233,10 @@ class Retriever:
                 found |= self._lexical.passages(store_id, ids)
             start += len(ids)
         return found
+
+    def _wanted(self, query: Query) -> int:
+        """How many passages are looked at."""
+        return max(query.enough, self._rerank.candidates if self._reranker else 0)
 
     async def _reordered(self, reranker: Reranker, fused: Retrieval, trace: Trace) -> Retrieval:
         """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""

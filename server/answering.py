@@ -15,6 +15,7 @@ from server.engine.base import (
     Engine,
     EngineDead,
     EngineError,
+    EngineOverloaded,
     EngineRejected,
     EngineUnreachable,
     Events,
@@ -49,7 +50,7 @@ class Answering:
                 raw = await self._answers.complete(
                     self._engine, prepared.body, prepared.completion_id, recording.trace
                 )
-            except (EngineRejected, EngineUnreachable, EngineDead) as error:
+            except EngineError as error:
                 await self._make_ready_again(prepared, error)
                 return await self.complete(prepared)
             await self._finished(prepared)
@@ -77,7 +78,7 @@ class Answering:
                 events = await self._answers.stream(
                     self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
                 )
-            except (EngineRejected, EngineUnreachable, EngineDead) as error:
+            except EngineError as error:
                 await self._make_ready_again(prepared, error)
                 return await self.stream(prepared, stack)
         stack.push_async_callback(events.aclose)
@@ -100,8 +101,12 @@ class Answering:
         """Change the request so that another try may help, before anything was said.
 
         Raises `error` where nothing may; after a fall back, what it fell from: what the other engine refuses
-        is not the client's mistake.
+        or fails at is not the client's mistake. Only that one's being full is its own to say.
         """
+        if isinstance(error, EngineOverloaded):
+            raise error
+        if not isinstance(error, (EngineRejected, EngineUnreachable, EngineDead)):
+            raise prepared.fell_from or error
         if isinstance(error, EngineRejected):
             if error.code != "context_length_exceeded" or prepared.body is prepared.bare:
                 raise prepared.fell_from or error
@@ -113,9 +118,10 @@ class Answering:
         log.warning("%s; %s answers in place of %s", error, route.other, route.model)
         prepared.fall_back(error)
         if prepared.body is not prepared.bare:
-            free = [
-                await free_tokens(self._engine, prepared.plan, one) for one in prepared.one_by_one
-            ]
+            counting = (
+                free_tokens(self._engine, prepared.plan, one) for one in prepared.one_by_one
+            )
+            free = await asyncio.gather(*counting)
             if any(tokens is None or tokens < 0 for tokens in free):
                 prepared.leave_out_context()
 

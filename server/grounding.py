@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 #: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
 #: one embedding thread from everyone else for seconds.
 MAX_QUERY_CHARACTERS = 20_000
+#: Prompts of one request that are grounded side by side: its threads and tokenizers are everyone's.
+PROMPTS_AT_ONCE = 4
 #: Joining texts can cost a token at each seam that counting them apart does not see.
 SEAM_TOKENS = 2
 
@@ -176,19 +178,26 @@ class Grounding:
         trace: Trace,
     ) -> tuple[Receipt, dict[str, Any]]:
         """A text completion's prompts side by side, each with its own question and its own sources."""
-        work = []
-        for prompt in body["prompt"]:
+        turn = asyncio.Semaphore(PROMPTS_AT_ONCE)
+
+        async def ground(prompt: str) -> tuple[Receipt, str]:
             asked = replace(planned, question=tail_of(prompt))
             mine = replace(receipt, question=asked.question)
-            one = self._ground(asked, stores, mine, {**body, "prompt": prompt}, trace)
-            work.append(asyncio.ensure_future(one))
+            async with turn:
+                got, grounded = await self._ground(
+                    asked, stores, mine, {**body, "prompt": prompt}, trace
+                )
+            return got, grounded["prompt"]
+
+        work = [asyncio.ensure_future(ground(prompt)) for prompt in body["prompt"]]
         try:
             done = await asyncio.gather(*work)
         finally:
             for task in work:
                 task.cancel()
-        prompts = [grounded["prompt"] for _, grounded in done]
-        return receipts.summed(receipt, [part for part, _ in done]), {**body, "prompt": prompts}
+        prompts = [prompt for _, prompt in done]
+        whole = receipts.summed(receipt, [part for part, _ in done])
+        return whole, body if prompts == body["prompt"] else {**body, "prompt": prompts}
 
     async def _ground(
         self,

@@ -82,6 +82,7 @@ class Defaults:
     on_error: Literal["skip", "fail"]
     media_domains: tuple[str, ...] = ()
     sticky: bool = False
+    max_choices: int = 128
     followup: FollowUpWeights = field(default_factory=FollowUpWeights)
 
 
@@ -155,6 +156,7 @@ def plan(
     engine_model, alias_store = _split_model(name, models)
     rag = request.rag or RagOptions()
     _refuse_unbuilt(rag)
+    _refuse_many_choices(request, defaults.max_choices)
     route = _route(request, rag, headers, engine_model, models.routing)
     tool = None
     if isinstance(request, ChatRequest):
@@ -162,7 +164,7 @@ def plan(
         tool = _file_search(request.tools or ())
         asked = _asked_in_chat(request, tool, headers, alias_store, defaults)
     else:
-        if request.rag is None and alias_store is None:
+        if not request.asks_for_sources and alias_store is None:
             # Text completions also go on with code and score test sets: what was set once, for the server or
             # for all of a client's requests, must not change their prompts.
             headers, defaults = {}, replace(defaults, default_store=None)
@@ -227,7 +229,7 @@ def _asked_in_text(
     rag = request.rag or RagOptions()
     if rag.sticky:
         raise BadRequest("a text completion has no earlier turns to keep", param="rag.sticky")
-    if request.rag is not None and rag.enabled is None:
+    if request.asks_for_sources and rag.enabled is None:
         rag = rag.model_copy(update={"enabled": True})  # to send one is to ask for sources
     refs, chosen_in = _choose_stores(None, rag, headers, alias_store, defaults.default_store)
     texts = request.texts or ()
@@ -388,6 +390,18 @@ def _route(
     return None
 
 
+def _refuse_many_choices(request: ChatRequest | CompletionRequest, most: int) -> None:
+    """Raises BadRequest for more answers than one request may ask for: it holds one place, whatever it asks."""
+    prompts = request.prompts if isinstance(request, CompletionRequest) else 1
+    choices = prompts * max(request.n or 1, 1)
+    if choices > most:
+        raise BadRequest(
+            f"{choices} answers in one request, and at most {most} are allowed (max_choices); send several "
+            "requests",
+            param="prompt" if prompts > most else "n",
+        )
+
+
 def _refuse_unbuilt(rag: RagOptions) -> None:
     if rag.filters is not None:
         raise BadRequest("rag.filters is not supported yet", param="rag.filters")
@@ -465,9 +479,5 @@ def _top_k(
 
 
 def _answer_tokens(request: ChatRequest, reserve: int) -> int:
-    limit = (
-        request.max_completion_tokens
-        if request.max_completion_tokens is not None
-        else request.max_tokens
-    )
+    limit = request.answer_limit
     return reserve if limit is None else max(limit, 0)

@@ -65,7 +65,7 @@ class Rule:
     @cached_property
     def asks_to_reason(self) -> re.Pattern[str]:
         words = "|".join(map(re.escape, self.words))
-        return re.compile(rf"\b(?:{words})\b" if words else r"(?!)", re.IGNORECASE)
+        return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
 
 
 def choose(request: Request, asked: Size | None, rule: Rule) -> Route:
@@ -88,7 +88,7 @@ def _reasons(request: Request, rule: Rule) -> Iterator[Reason]:
         yield from _reasons_of_chat(request)
     if _is_structured(request):
         yield "structured"
-    if _answer_tokens(request) > rule.max_answer_tokens:
+    if (request.answer_limit or 0) > rule.max_answer_tokens:
         yield "long_answer"
     if _turns(request) > rule.max_turns:
         yield "many_turns"
@@ -108,12 +108,6 @@ def _reasons_of_chat(request: ChatRequest) -> Iterator[Reason]:
         yield "tools"
     if any(_has_media(message.content) for message in request.messages):
         yield "media"
-
-
-def _answer_tokens(request: Request) -> int:
-    if isinstance(request, ChatRequest):
-        return request.max_completion_tokens or request.max_tokens or 0
-    return request.max_tokens or 0
 
 
 def _turns(request: Request) -> int:

@@ -381,6 +381,7 @@ def _grounding(settings: Settings) -> GroundingSettings:
             on_error=settings.on_error,
             media_domains=tuple(settings.allowed_media_domains),
             sticky=settings.sticky,
+            max_choices=settings.max_choices,
             followup=followup_weights(settings),
         ),
         min_similarity=settings.min_similarity,

@@ -155,6 +155,9 @@ class Settings(BaseSettings):
     queue_timeout_seconds: float = Field(
         30.0, gt=0, description="How long a request may wait before it is 503."
     )
+    max_choices: int = Field(
+        128, ge=1, description="Answers that one request may ask for: `n` times its prompts."
+    )
     max_concurrent_per_key: int | None = Field(
         None, ge=1, description="Requests of one key, running and waiting; one more is 429."
     )

@@ -69,9 +69,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
 def tried(options: argparse.Namespace) -> dict[str, Any]:
     """All variants on all sets. Raises EvaluationError."""
     settings = load_settings()
-    embedder = {"embedder": settings.embedder, "embedder_backend": settings.embedder_backend}
+    embedder = settings.model_dump(
+        include={"embedder", "embedder_backend", "query_precision", "query_prefix"}
+    )
     seen = {**surroundings(ROOT, PACKAGES), **embedder}
-    vectorizer = Vectorizer(open_embedder(settings, print), options.vectors)
+    vectorizer = Vectorizer(open_embedder(settings, print), options.vectors, embedder)
     found = {}
     for name, (data, its_variants) in chosen(read_sets(options.directory)).items():
         print(name, flush=True)

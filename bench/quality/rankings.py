@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -42,9 +43,11 @@ def below_headings(passage: Passage) -> str:
 class Vectorizer:
     """Embeds lists of texts, and keeps the vectors in `folder` for the next run."""
 
-    def __init__(self, embedder: Embedder, folder: Path) -> None:
+    def __init__(self, embedder: Embedder, folder: Path, made_with: Mapping[str, Any]) -> None:
+        """`made_with` is what the vectors depend on beside the embedder's name."""
         self._embedder = embedder
         self._folder = folder
+        self._made_with = dict(made_with)
 
     def passages(self, texts: Sequence[str]) -> Vectors:
         return self._kept("passages", texts, self._embedder.embed_passages)
@@ -53,13 +56,16 @@ class Vectorizer:
         return self._kept("queries", texts, self._embedder.embed_queries)
 
     def _kept(self, kind: str, texts: Sequence[str], embed: Embed) -> Vectors:
-        key = sha256(json.dumps([self._embedder.name, kind, *texts]).encode()).hexdigest()
+        made = [self._embedder.name, self._made_with, kind, *texts]
+        key = sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
         path = self._folder / f"{key[:32]}.npy"
         if not path.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             batches = range(0, len(texts), EMBED_BATCH)
             vectors = np.concatenate([embed(texts[at : at + EMBED_BATCH]) for at in batches])
-            np.save(path, vectors)
+            unfinished = path.with_suffix(".new.npy")
+            np.save(unfinished, vectors)
+            unfinished.replace(path)
         found: Vectors = np.load(path)
         return found
 

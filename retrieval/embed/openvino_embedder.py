@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import warnings
 from pathlib import Path
@@ -14,11 +15,15 @@ from retrieval.embed.folder import ModelFolder, openvino_file, read_folder
 from retrieval.embed.tokenize import FolderEmbedder, Tokenizer, Tokens, pad, pool
 from retrieval.errors import EmbedderError
 
+log = logging.getLogger(__name__)
+
 #: The least cosine between exported graph and torch that an export may have; float32 noise is 1e-6.
 _EXPORT_COSINE = 0.9999
 
 Precision = Literal["int8", "bf16", "f32"]
 
+#: The least cosine between a query in int8 and in float32 for which a model is rounded at all.
+_INT8_COSINE = 0.98
 #: Neighbouring activations that share a scale; at 64 the cosine to float32 is .999 for questions of SQuAD's kind.
 _INT8_GROUP = 64
 _INT8_MAX = 127
@@ -86,6 +91,8 @@ def _round_weights(graph: Any) -> None:
         if node.get_type_name() != "MatMul" or not node.get_attributes()["transpose_b"]:
             continue
         weights = node.input_value(1).get_node()
+        if weights.get_type_name() == "Convert":  # kept in 16 bits
+            weights = weights.input_value(0).get_node()
         if weights.get_type_name() != "Constant":
             continue
         values = np.array(weights.data, dtype=np.float32)
@@ -113,11 +120,28 @@ def open_openvino(model: ModelFolder, *, threads: int, queries: Precision) -> Fo
         ) from error
     # Without the instructions for it, bfloat16 would only be rounding.
     fast_bf16 = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    asked = _Graph(file, precision=queries, threads=threads)
+    if queries == "int8" and (cosine := _agreement(model, file, asked)) < _INT8_COSINE:
+        log.warning(
+            "embedder %s stays in float32 for queries: in int8 their cosine to it falls to %.3f",
+            model.name,
+            cosine,
+        )
+        asked = _Graph(file, precision="f32", threads=threads)
     return FolderEmbedder(
         model,
-        queries=_Graph(file, precision=queries, threads=threads),
+        queries=asked,
         passages=_Graph(file, precision="bf16" if fast_bf16 else "f32", threads=threads),
     )
+
+
+def _agreement(model: ModelFolder, file: Path, graph: _Graph) -> float:
+    """The least cosine of what `graph` makes of some texts to what the same graph in float32 makes of them."""
+    tokenizer = Tokenizer(model.path / "tokenizer.json", model.max_length_tokens)
+    ids, mask = pad(tokenizer.encode([text for text in _PROBE if text]))
+    exact = _Graph(file, precision="f32", threads=1)
+    made, meant = (pool(each(ids, mask), mask, model.pooling) for each in (graph, exact))
+    return float((made * meant).sum(axis=1).min())
 
 
 def export_openvino(folder: Path, target: Path) -> None:

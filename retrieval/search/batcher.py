@@ -14,6 +14,9 @@ from retrieval.types import Hit
 #: Vectors a request: some kilobytes of JSON each, and the first does not wait long for the last.
 MAX_VECTORS = 32
 
+#: A request that takes longer has lost its way, or its server is far: others go beside it, not behind it.
+PATIENCE_SECONDS = 0.05
+
 #: (store_id, vectors of shape (n, dim), k) -> the k nearest rows to each.
 SearchMany = Callable[[str, Vectors, int], Awaitable[Sequence[list[Hit]]]]
 Batches = Batcher[Vectors, list[Hit]]
@@ -42,6 +45,7 @@ class SearchBatcher:
             batches = self._busy[key] = Batcher(
                 partial(self._together, store_id, k),
                 MAX_VECTORS,
+                patience_seconds=PATIENCE_SECONDS,
                 on_idle=lambda: self._busy.pop(key, None),
             )
         return await batches.do(vector)

@@ -175,7 +175,8 @@ class ChromaChild:
         with self.log_path.open("wb") as log:
             # -P: the launcher's own folder must not shadow what it imports.
             return await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", str(LAUNCHER), str(os.getpid()), str(path), str(port)),
+                *(sys.executable, "-P", str(LAUNCHER)),
+                *map(str, (os.getpid(), path, port, self._lease.descriptor)),
                 stdin=DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 import sys
 
@@ -23,8 +24,15 @@ def die_with(parent_pid: int) -> None:
         sys.exit("the process that started Chroma is gone")
 
 
-def main(parent_pid: str, path: str, port: str) -> None:
+def close_all_but(kept: int) -> None:
+    """Close what was inherited beside standard streams and `kept`: uvloop closes nothing in its children."""
+    os.closerange(3, kept)
+    os.closerange(kept + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def main(parent_pid: str, path: str, port: str, lease: str) -> None:
     die_with(int(parent_pid))
+    close_all_but(int(lease))
     os.environ["RUST_LOG"] = "warn"  # Chroma logs 3 kB per request otherwise
     # What chromadb.cli.cli calls, without the second that importing chromadb takes.
     from chromadb_rust_bindings import cli  # type: ignore[import-untyped]

@@ -24,6 +24,10 @@ def choices_of(body: Body) -> int:
     return prompts * max(int(body.get("n") or 1), 1)
 
 
+#: Fields that change the prompt in ways that no tokenize route knows.
+UNCOUNTED_FIELDS = ("documents", "truncate_prompt_tokens", "suffix", "prompt_embeds")
+
+
 class EngineError(Exception):
     """The root of what an engine can raise."""
 
@@ -67,6 +71,12 @@ class EngineDead(EngineError):
 
 class EngineUnsupported(EngineError):
     """This engine cannot do what was asked (a route or feature it does not have)."""
+
+
+def refuse_uncounted(body: Body) -> None:
+    """Raises EngineRejected for a prompt whose tokens cannot be counted: sources could push the question out."""
+    if any(body.get(name) is not None for name in UNCOUNTED_FIELDS):
+        raise EngineRejected(f"prompts with {', '.join(UNCOUNTED_FIELDS)} cannot be counted")
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,10 +156,11 @@ class ScriptedEngine:
         if not 1 <= (1 if body.get("n") is None else body["n"]) <= MAX_CHOICES:
             raise EngineRejected(f"n must be 1 to {MAX_CHOICES}", param="n")
         prompt_tokens = await self.count_tokens(body)
-        if prompt_tokens > self.max_model_len:
+        each = [prompt_tokens] if is_chat(body) else [len(TOKEN.findall(t)) for t in _texts(body)]
+        if max(each) > self.max_model_len:
             raise EngineRejected(
                 f"This model's maximum context length is {self.max_model_len} tokens, "
-                f"and the prompt has {prompt_tokens}.",
+                f"and the prompt has {max(each)}.",
                 code="context_length_exceeded",
             )
         return prompt_tokens

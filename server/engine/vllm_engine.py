@@ -35,6 +35,7 @@ from server.engine.base import (
     Events,
     ModelCard,
     is_chat,
+    refuse_uncounted,
 )
 from server.wire.common import first_complaint
 
@@ -56,8 +57,6 @@ TOKENIZE_FIELDS = (
 )
 
 
-#: Fields that change the prompt in ways the tokenize route does not know.
-UNCOUNTED_FIELDS = ("documents", "truncate_prompt_tokens", "suffix", "prompt_embeds")
 #: vLLM's flags about listening: we listen, so they would do nothing. What to use in their place.
 OUR_FLAGS = {
     "api-key": "GROUNDWIRE_API_KEYS",
@@ -242,8 +241,7 @@ class VllmEngine:
 
         The bound is the one that vLLM's generating routes refuse by; its tokenize route has none.
         """
-        if any(body.get(name) is not None for name in UNCOUNTED_FIELDS):
-            raise EngineRejected(f"prompts with {', '.join(UNCOUNTED_FIELDS)} cannot be counted")
+        refuse_uncounted(body)
         characters = sum(len(text) for text in _texts(body))
         if characters > self.max_model_len * self._tokenizer.max_chars_per_token:
             raise EngineRejected("the prompt is too long", code="context_length_exceeded")
@@ -445,7 +443,12 @@ class _TimingsLog:
             request_id.rpartition("-")[0] if text else request_id, {}
         )
         if (earlier := prompts.get(request_id)) is not None:  # n > 1: one entry a choice
-            timings = _longest(earlier, timings, prompt_tokens=earlier.prompt_tokens)
+            timings = _longest(
+                earlier,
+                timings,
+                prompt_tokens=earlier.prompt_tokens,
+                cached_tokens=max(earlier.cached_tokens, timings.cached_tokens),
+            )
         prompts[request_id] = timings
         while len(self._finished) > KEPT_TIMINGS:
             self._finished.popitem(last=False)
@@ -465,10 +468,17 @@ class _TimingsLog:
 
 def _together(one: EngineTimings, other: EngineTimings) -> EngineTimings:
     """Two prompts of one request."""
-    return _longest(one, other, prompt_tokens=one.prompt_tokens + other.prompt_tokens)
+    return _longest(
+        one,
+        other,
+        prompt_tokens=one.prompt_tokens + other.prompt_tokens,
+        cached_tokens=one.cached_tokens + other.cached_tokens,
+    )
 
 
-def _longest(one: EngineTimings, other: EngineTimings, *, prompt_tokens: int) -> EngineTimings:
+def _longest(
+    one: EngineTimings, other: EngineTimings, *, prompt_tokens: int, cached_tokens: int
+) -> EngineTimings:
     """Choices of one request run side by side: the longest counts, their tokens add up."""
     return EngineTimings(
         queue_seconds=max(one.queue_seconds, other.queue_seconds),
@@ -476,5 +486,5 @@ def _longest(one: EngineTimings, other: EngineTimings, *, prompt_tokens: int) ->
         decode_seconds=max(one.decode_seconds, other.decode_seconds),
         prompt_tokens=prompt_tokens,
         completion_tokens=one.completion_tokens + other.completion_tokens,
-        cached_tokens=max(one.cached_tokens, other.cached_tokens),
+        cached_tokens=cached_tokens,
     )

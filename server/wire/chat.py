@@ -56,3 +56,9 @@ class ChatRequest(Wire):
     n: int | None = None
     tools: list[dict[str, Any]] | None = None
     rag: RagOptions | None = None
+
+    @property
+    def answer_limit(self) -> int | None:
+        """The most tokens of an answer; the newer of the two fields wins."""
+        newer = self.max_completion_tokens
+        return self.max_tokens if newer is None else newer

@@ -25,6 +25,23 @@ class CompletionRequest(Wire):
     rag: RagOptions | None = None
 
     @property
+    def answer_limit(self) -> int | None:
+        """The most tokens of an answer."""
+        return self.max_tokens
+
+    @property
+    def asks_for_sources(self) -> bool:
+        """Whether `rag` says more than which model is to answer."""
+        return self.rag is not None and self.rag.model_fields_set != {"route"}
+
+    @property
+    def prompts(self) -> int:
+        """How many prompts there are; a list of token ids is one."""
+        if isinstance(self.prompt, list) and not all(isinstance(id_, int) for id_ in self.prompt):
+            return len(self.prompt)
+        return 1
+
+    @property
     def texts(self) -> tuple[str, ...] | None:
         """The prompts as texts; None where they are token ids, or something else than a prompt is sent."""
         if isinstance(self.prompt, str):

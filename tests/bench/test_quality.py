@@ -83,7 +83,7 @@ def data(**titles: str) -> DataSet:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    return Corpus(data(d="roads"), Vectorizer(Letters(), tmp_path / "vectors"))
+    return Corpus(data(d="roads"), Vectorizer(Letters(), tmp_path / "vectors", {}))
 
 
 @pytest.mark.anyio
@@ -119,7 +119,7 @@ def test_each_variant_has_a_name_of_its_own_and_its_difference_to_the_defaults(
 
 def test_only_what_can_make_a_difference_is_tried(tmp_path: Path) -> None:
     untitled = data(a="", b="", c="", d="")
-    plain = Corpus(replace(untitled, questions=QUESTIONS[:1]), Vectorizer(Letters(), tmp_path))
+    plain = Corpus(replace(untitled, questions=QUESTIONS[:1]), Vectorizer(Letters(), tmp_path, {}))
     names = {variant.name for variant in variants(plain)}
     assert not [n for n in names if "title" in n or "after it" in n or "last" in n]
 
@@ -141,12 +141,14 @@ def test_rare_words_are_asked_for() -> None:
 
 def test_vectors_are_made_once(tmp_path: Path) -> None:
     embedder = Letters()
-    first = Vectorizer(embedder, tmp_path).passages(["ab", "b"])
-    assert Vectorizer(embedder, tmp_path).passages(["ab", "b"]).tolist() == first.tolist()
+    first = Vectorizer(embedder, tmp_path, {}).passages(["ab", "b"])
+    assert Vectorizer(embedder, tmp_path, {}).passages(["ab", "b"]).tolist() == first.tolist()
     assert embedder.calls == 1
-    Vectorizer(embedder, tmp_path).passages(["ab", "c"])
-    Vectorizer(embedder, tmp_path).queries(["ab", "b"])
+    Vectorizer(embedder, tmp_path, {}).passages(["ab", "c"])
+    Vectorizer(embedder, tmp_path, {}).queries(["ab", "b"])
     assert embedder.calls == 3
+    Vectorizer(embedder, tmp_path, {"query_precision": "f32"}).passages(["ab", "b"])
+    assert embedder.calls == 4
 
 
 def test_headings_are_those_above_the_start_of_a_passage() -> None:

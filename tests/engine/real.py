@@ -24,7 +24,7 @@ import uvicorn
 
 from server.app import create_app
 from server.engine.base import Engine
-from server.listener import Listener
+from server.listener import Listener, run_in_loop
 from server.services import Services, open_services
 from server.settings import Settings
 
@@ -141,7 +141,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
                 raise
             up.set_exception(error)
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),), name="real-server")
+    thread = threading.Thread(target=run_in_loop, args=(main(),), name="real-server")
     thread.start()
     server = up.result(START_SECONDS)
     try:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from server.engine.base import (
+    UNCOUNTED_FIELDS,
     EngineError,
     EngineOverloaded,
     EngineRejected,
@@ -391,10 +392,18 @@ def test_the_estimate_is_not_below_a_byte_level_worst_case_of_words(text: str) -
     assert estimate_text(text) >= sum(character.isdigit() for character in text)
 
 
-def test_the_estimate_of_a_text_completion_counts_its_suffix() -> None:
-    alone = estimate_prompt({"prompt": "one two three"})
-    assert alone >= estimate_text("one two three")
-    assert estimate_prompt({"prompt": "one two three", "suffix": "four"}) > alone
+def test_the_estimate_of_a_text_completion_is_its_prompt_s_at_least() -> None:
+    assert estimate_prompt({"prompt": "one two three"}) >= estimate_text("one two three")
+
+
+@pytest.mark.parametrize("field", UNCOUNTED_FIELDS)
+def test_what_no_count_knows_is_not_counted(field: str) -> None:
+    async def count() -> None:
+        async with upstream(says(), models=("m",), max_model_len=100) as engine:
+            await engine.count_tokens({"model": "m", "prompt": "one two", field: "x"})
+
+    with pytest.raises(EngineRejected, match=field):
+        asyncio.run(count())
 
 
 def models_listed(*cards: dict[str, Any], **options: Any) -> list[tuple[str, int]]:

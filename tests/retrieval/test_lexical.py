@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,14 @@ from hypothesis import strategies as st
 
 from retrieval import lexical
 from retrieval.errors import DataDirectoryInUse, IndexMissing
-from retrieval.lexical import QUICK_CHARACTERS, Keywords, LexicalIndex, LexicalWriter, drop
+from retrieval.lexical import (
+    QUICK_CHARACTERS,
+    QUICK_HITS,
+    Keywords,
+    LexicalIndex,
+    LexicalWriter,
+    drop,
+)
 from retrieval.types import Passage
 
 HASH = "0123456789abcdef" * 4
@@ -214,16 +222,25 @@ def test_another_process_writes_is_seen_at_once_and_dies(tmp_path: Path) -> None
 def test_what_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, passage("The quagga was a zebra."))
     index = LexicalIndex(tmp_path)
-    assert not index.is_quick("s", "zebra"), "it has to be opened first"
+    assert not index.is_quick("s", "zebra", 1), "it has to be opened first"
     assert index.search("s", "zebra", 1)
-    assert index.is_quick("s", "zebra")
-    assert not index.is_quick("none", "zebra")
-    assert not index.is_quick("s", "x" * (QUICK_CHARACTERS + 1))
+    assert index.is_quick("s", "zebra", QUICK_HITS)
+    assert not index.is_quick("s", "zebra", QUICK_HITS + 1)
+    assert not index.is_quick("none", "zebra", 1)
+    assert not index.is_quick("s", "x" * (QUICK_CHARACTERS + 1), 1)
     write(tmp_path, passage("Green tea is steeped.", chunk=1))
-    assert not index.is_quick("s", "zebra"), "it has to be opened again"
+    assert not index.is_quick("s", "zebra", 1), "it has to be opened again"
     assert index.search("s", "tea", 1)
     monkeypatch.setattr("retrieval.lexical.QUICK_PASSAGES", 0)
-    assert not index.is_quick("s", "zebra")
+    assert not index.is_quick("s", "zebra", 1)
+
+
+def test_an_open_store_is_read_while_another_one_is_opened(tmp_path: Path) -> None:
+    write(tmp_path, passage("The quagga was a zebra."))
+    index = LexicalIndex(tmp_path)
+    assert index.search("s", "zebra", 1)
+    with index._lock, ThreadPoolExecutor(1) as pool:  # as held while a store is opened
+        assert pool.submit(index.search, "s", "zebra", 1).result(10)
 
 
 def test_drop_and_make_again(tmp_path: Path) -> None:

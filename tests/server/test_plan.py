@@ -454,6 +454,35 @@ def test_other_media_may_pass(part: dict[str, Any]) -> None:
     assert planned(messages=[{"role": "user", "content": [part]}]).question_index == 0
 
 
+@pytest.mark.parametrize(("n", "fits"), [(None, True), (128, True), (129, False)])
+def test_a_chat_asks_for_so_many_answers(n: int | None, fits: bool) -> None:
+    if fits:
+        assert planned(n=n).question_index == 0
+        return
+    with pytest.raises(BadRequest, match="max_choices") as refused:
+        planned(n=n)
+    assert refused.value.param == "n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt": ["a"] * 129}, "prompt"),
+        ({"prompt": [[1]] * 129}, "prompt"),
+        ({"prompt": ["a"] * 65, "n": 2}, "n"),
+        ({"prompt": [1] * 129}, None),
+        ({"prompt": ["a"] * 64, "n": 2}, None),
+    ],
+)
+def test_prompts_times_n_are_bounded(fields: dict[str, Any], param: str | None) -> None:
+    if param is None:
+        assert planned_text(**fields).store_refs == ()
+        return
+    with pytest.raises(BadRequest, match="max_choices") as refused:
+        planned_text(**fields)
+    assert refused.value.param == param
+
+
 def planned_text(
     headers: dict[str, str] | None = None, defaults: Defaults = DEFAULTS, **fields: Any
 ) -> Plan:
@@ -533,6 +562,17 @@ def test_a_text_completion_as_the_engine_gets_it() -> None:
 
 RULE = Rule(**RoutingSettings(small="scripted", large="org/lora@v2").model_dump())
 ROUTING = Models((*MODELS.chat,), MODELS.embedder, {**ALIASES, "mine-*": "auto"}, RULE)
+
+
+@pytest.mark.parametrize(
+    ("rag", "stores"), [({"route": "large"}, ()), ({"route": "large", "enabled": True}, ("docs",))]
+)
+def test_to_choose_a_route_is_not_to_ask_for_sources(
+    rag: dict[str, Any], stores: tuple[str, ...]
+) -> None:
+    asked = CompletionRequest.model_validate({"model": "auto", "prompt": "Why?", "rag": rag})
+    made = plan(asked, {}, ROUTING, DEFAULTS)
+    assert (made.engine_model, made.store_refs) == ("org/lora@v2", stores)
 
 
 def routed(headers: dict[str, str] | None = None, models: Models = ROUTING, **fields: Any) -> Plan:

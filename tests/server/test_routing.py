@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -119,3 +120,10 @@ def test_every_number_is_a_setting() -> None:
 )
 def test_a_text_completion_by_the_same_rule(why: str, fields: dict[str, Any]) -> None:
     assert choose(CompletionRequest.model_validate(fields), None, RULE).reason == why
+
+
+@pytest.mark.parametrize("word", ["c++", "why?", "step by step"])
+def test_words_may_begin_and_end_with_signs(word: str) -> None:
+    rule = replace(RULE, words=(word,))
+    assert reason(f"Well, {word.upper()} then", rule) == "words"
+    assert reason(f"Well, x{word}x then", rule) == "simple"

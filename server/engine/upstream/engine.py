@@ -22,6 +22,7 @@ from server.engine.base import (
     ModelCard,
     choices_of,
     is_chat,
+    refuse_uncounted,
 )
 from server.engine.upstream import answers
 from server.engine.upstream.estimate import estimate_prompt, estimate_text
@@ -124,6 +125,7 @@ class UpstreamEngine:
         return events
 
     async def count_tokens(self, body: Body) -> int:
+        refuse_uncounted(body)
         if self._counts:
             fields = {name: body[name] for name in TOKENIZE_FIELDS if body.get(name) is not None}
             try:

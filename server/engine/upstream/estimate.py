@@ -23,8 +23,8 @@ def estimate_text(text: str) -> int:
 
 
 def estimate_prompt(body: Mapping[str, Any]) -> int:
-    """Tokens of the prompt that a request renders to, tools and a suffix included."""
-    tokens = MESSAGE_TOKENS + sum(_content(body.get(name)) for name in ("prompt", "suffix"))
+    """Tokens of the prompt that a request renders to, tools included."""
+    tokens = MESSAGE_TOKENS + _content(body.get("prompt"))
     for message in body.get("messages") or ():
         tokens += MESSAGE_TOKENS + _content(message.get("content"))
         if message.get("tool_calls"):

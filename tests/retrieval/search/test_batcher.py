@@ -21,11 +21,24 @@ class GatedSearch:
     def __init__(self, *closed: str) -> None:
         self.asked: list[tuple[str, list[float], int]] = []
         self.gates = {store_id: asyncio.Event() for store_id in closed}
+        self.ended: list[list[float]] = []
+        self._news = asyncio.Condition()
+
+    async def begun(self, count: int) -> None:
+        """Return when so many searches were begun."""
+        async with self._news:
+            await self._news.wait_for(lambda: len(self.asked) >= count)
 
     async def __call__(self, store_id: str, vectors: Vectors, k: int) -> list[list[Hit]]:
         self.asked.append((store_id, vectors[:, 0].tolist(), k))
+        async with self._news:
+            self._news.notify_all()
         if store_id in self.gates:
-            await self.gates[store_id].wait()
+            try:
+                await self.gates[store_id].wait()
+            except asyncio.CancelledError:
+                self.ended.append(vectors[:, 0].tolist())
+                raise
         if store_id == "broken":
             raise StoreUnavailable("it does not answer")
         return [[Hit(f"{store_id}/{first:g}", 1.0)] for first in vectors[:, 0]]
@@ -40,7 +53,7 @@ async def start(
 ) -> list[asyncio.Task[list[Hit]]]:
     """Begin the searches, and let each reach its wait."""
     tasks = [asyncio.create_task(batcher.query(*one)) for one in asked]
-    for _ in range(3):
+    for _ in range(5):
         await asyncio.sleep(0)
     return tasks
 
@@ -93,6 +106,33 @@ async def test_nothing_is_kept_of_a_store_that_nobody_searches() -> None:
     search.gates["a"].set()
     await stays
     await asyncio.gather(left, return_exceptions=True)
-    for _ in range(3):
+    for _ in range(5):
         await asyncio.sleep(0)
+    assert batcher.busy == 0
+
+
+async def test_a_search_that_nobody_waits_for_is_ended() -> None:
+    search = GatedSearch("a")
+    batcher = SearchBatcher(search)
+    first, second = await start(batcher, ("a", vector(1), 1), ("a", vector(2), 1))
+    first.cancel()
+    await asyncio.sleep(0)
+    assert search.ended == []
+    second.cancel()
+    await asyncio.wait([first, second])
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (search.ended, batcher.busy) == ([[1, 2]], 0)
+
+
+async def test_a_search_that_takes_long_holds_nobody_up() -> None:
+    search = GatedSearch("a")
+    batcher = SearchBatcher(search)
+    (lost,) = await start(batcher, ("a", vector(1), 1))
+    others = await start(batcher, ("a", vector(2), 1), ("a", vector(3), 1))
+    async with asyncio.timeout(10):
+        await search.begun(2)
+    assert [vectors for _, vectors, _ in search.asked] == [[1], [2, 3]]
+    search.gates["a"].set()
+    await asyncio.gather(lost, *others)
     assert batcher.busy == 0

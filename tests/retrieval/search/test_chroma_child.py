@@ -186,7 +186,7 @@ async def test_kill_9_of_the_parent_takes_the_child_along(tmp_path: Path) -> Non
 def test_a_launcher_whose_parent_is_gone_starts_nothing(tmp_path: Path) -> None:
     stranger = str(os.getppid())
     ended = subprocess.run(
-        [sys.executable, "-P", str(LAUNCHER), stranger, str(tmp_path / "chroma"), "1"],
+        [sys.executable, "-P", str(LAUNCHER), stranger, str(tmp_path / "chroma"), "1", "3"],
         capture_output=True,
         text=True,
         timeout=30,

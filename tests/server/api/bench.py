@@ -33,7 +33,7 @@ from server.engine.scripted import Script, ScriptedEngine
 from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
 from server.limits import Admission
-from server.listener import Listener
+from server.listener import Listener, run_in_loop
 from server.services import (
     Services,
     _grounding,
@@ -266,7 +266,7 @@ def open_bench(folder: Path) -> Iterator[Bench]:
                 raise
             up.set_exception(error)
 
-    thread = threading.Thread(target=asyncio.run, args=(main(),), name="bench")
+    thread = threading.Thread(target=run_in_loop, args=(main(),), name="bench")
     thread.start()
     bench = up.result(2 * DEADLINE_SECONDS)
     try:

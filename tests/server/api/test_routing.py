@@ -250,6 +250,28 @@ def test_what_the_other_one_refuses_is_the_first_one_s_failure(
         assert response.status_code == 503, "for its own engine it was not too long"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("status", ["401 Unauthorized", "500 Internal Server Error"])
+def test_what_the_other_one_fails_at_is_the_first_one_s_failure(
+    bench: Bench, status: str, streamed: bool
+) -> None:
+    broken = says(whole(status, b'{"error":{"message":"no"}}'))
+    with ExitStack() as stack:
+        small = opened(bench, stack, "small", None)
+        large = stack.enter_context(away(bench, broken, models=("large",), max_model_len=4096))
+        near = stack.enter_context(over(bench, {"small": small, "large": large}))
+        response = near.ask(model="auto", stream=streamed)
+        assert response.status_code == 503
+        assert response.json()["error"]["code"] == "engine_unreachable"
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_the_other_one_s_limit_is_the_client_s(bench: Bench, streamed: bool) -> None:
+    with pair(bench, small=None, large=replace(LARGE, fail="overloaded")) as two:
+        response = two.near.ask(model="auto", stream=streamed)
+        assert (response.status_code, response.json()["error"]["code"]) == (503, "overloaded")
+
+
 @pytest.mark.parametrize("model", ["auto", "auto@none"])
 def test_a_stream_that_has_begun_is_not_repeated(bench: Bench, model: str) -> None:
     script = Script(model="small", answer="a b c d e f", fail="midstream")
