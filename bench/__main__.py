@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,8 @@ SCENARIOS = (
 def main() -> int:
     """Measure, print, save; status 1 when a scenario could not be measured."""
     options = parse()
+    # Unwound as by Ctrl-C: the servers that were started end with us.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="groundwire-bench-") as folder:
         results = asyncio.run(run(options, Path(folder)))
     print(tables(results))
