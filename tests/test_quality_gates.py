@@ -44,7 +44,9 @@ def test_the_gates_at_default_settings(name: str) -> None:
 
 
 def test_first_questions_lose_nothing() -> None:
+    # In int8 a vector depends in its last digits on who shares its batch, and so on the moment.
+    exact = ("--query-precision", "f32")
     alone = measured(
-        "xquad_en_wiki", "--followup-dense-weight", "0", "--followup-lexical-weight", "0"
+        "xquad_en_wiki", *exact, "--followup-dense-weight", "0", "--followup-lexical-weight", "0"
     )
-    assert measured("xquad_en_wiki")["hybrid"] == alone["hybrid"]
+    assert measured("xquad_en_wiki", *exact)["hybrid"] == alone["hybrid"]
