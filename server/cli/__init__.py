@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from server.cli import adopt, ingest, reindex, search, serve, setup, stores
+from server.cli import adopt, ingest, reindex, search, serve, setup, smoke, stores
 from server.cli import eval as evaluate
 from server.cli.local import LOCAL_SETTINGS
 
-COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, setup)
+COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, smoke, setup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
