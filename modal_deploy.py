@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,8 @@ GPU = "A10G"
 #
 # Weights are downloaded once. Documents are what you upload. The index is built from them by `ingest`, the
 # only writer, as one numbered folder a run; `CURRENT` names the newest and is written last. Volumes have no
-# file locks, so nobody works in them: containers copy a version to their own disk first.
+# file locks, so nobody works in them: containers copy a version to their own disk first
+# (`server/published.py`).
 
 weights = modal.Volume.from_name("groundwire-weights", create_if_missing=True)
 documents = modal.Volume.from_name("groundwire-documents", create_if_missing=True)
@@ -77,6 +77,7 @@ image = (
             "GROUNDWIRE_VLLM_ARGS": f"--revision {REVISION} --max-model-len 16384",
             "GROUNDWIRE_DEFAULT_STORE": "docs",
             "GROUNDWIRE_DATA_DIR": str(LOCAL / "data"),
+            "GROUNDWIRE_PUBLISHED_DIR": str(INDEX),
             "GROUNDWIRE_MODELS_DIR": str(LOCAL / "models"),
         }
     )
@@ -118,9 +119,10 @@ class Server:
         settings = load_settings()
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
-        take_published(INDEX, settings.data_dir)
         self.stack = AsyncExitStack()
-        services = await self.stack.enter_async_context(open_services(settings, print))
+        services = await self.stack.enter_async_context(
+            open_services(settings, print, refresh=index.reload.aio)
+        )
         self.app = create_app(settings, services)
         self.watch = asyncio.create_task(end_when(services.dead))
 
@@ -140,7 +142,7 @@ class Server:
 #
 # Reads the documents Volume into a store and publishes the result. It goes on from the last version: files
 # that did not change cost nothing. `max_containers=1`: two writers would each publish half of the news.
-# Containers that run keep the version they started with; `modal deploy` starts new ones.
+# Containers that run see the new version within `published_poll_seconds` and take it over between requests.
 
 
 @app.function(
@@ -153,13 +155,11 @@ class Server:
 )
 def ingest(store: str = "docs") -> None:
     """Bring the store up to date with the documents Volume, and publish it."""
-    from server.auth import signing_key
     from server.embedding import open_embedder
-    from server.ingestion import IngestJob, ingest_paths
+    from server.ingestion import IngestJob, publish_paths
     from server.settings import load_settings
 
     settings = load_settings()
-    take_published(INDEX, settings.data_dir)
     job = IngestJob(
         paths=(DOCUMENTS,),
         store=store,
@@ -170,10 +170,11 @@ def ingest(store: str = "docs") -> None:
         chunk_overlap_tokens=settings.chunk_overlap_tokens,
         max_file_bytes=settings.max_file_bytes,
     )
-    print(asyncio.run(ingest_paths(job, open_embedder(settings, print), print)))
-    # Published with the rest: a citation's link must be valid in every container.
-    signing_key(settings.data_dir / "secret")
-    publish(settings.data_dir, INDEX)
+    settings.make_data_dir()
+    index.reload()  # a container that is used again sees the Volume as it was
+    documents.reload()
+    embedder = open_embedder(settings, print)
+    print(asyncio.run(publish_paths(job, embedder, INDEX, print)))
     index.commit()
 
 
@@ -181,27 +182,3 @@ async def end_when(dead: asyncio.Event) -> None:
     """A dead engine does not come back in its process: the container ends, and Modal starts another."""
     await dead.wait()
     os._exit(1)
-
-
-def take_published(published: Path, data_dir: Path) -> None:
-    """Copy the current version to `data_dir`, which it replaces; nothing where none was published."""
-    current = published / "CURRENT"
-    if not current.exists():
-        print("no index was published yet: run `modal run modal_deploy.py::ingest`")
-        return
-    shutil.rmtree(data_dir, ignore_errors=True)
-    shutil.copytree(published / current.read_text().strip(), data_dir)
-
-
-def publish(data_dir: Path, published: Path) -> None:
-    """Copy `data_dir` to the next version and make it current; versions before the last one are removed."""
-    versions = sorted(published.glob("v-*"), key=lambda path: int(path.name.removeprefix("v-")))
-    number = int(versions[-1].name.removeprefix("v-")) + 1 if versions else 1
-    # Locks and addresses belong to the processes that ran here.
-    running = shutil.ignore_patterns("*.lock", "chroma.json", "chroma.log")
-    shutil.copytree(data_dir, published / f"v-{number}", ignore=running)
-    pointer = published / "CURRENT.new"
-    pointer.write_text(f"v-{number}\n")
-    os.replace(pointer, published / "CURRENT")
-    for old in versions[:-1]:
-        shutil.rmtree(old)
