@@ -71,7 +71,14 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     step_back()
     try:
         report, publication = asyncio.run(_ingest(args, settings, published))
-    except (BundledModelError, CatalogError, RetrievalError, IngestError, PublishedError) as error:
+    except (
+        BundledModelError,
+        CatalogError,
+        RetrievalError,
+        IngestError,
+        PublishedError,
+        OSError,
+    ) as error:
         print(f"groundwire ingest: {clean(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -61,8 +61,8 @@ async def _publish(
     # Published with the rest: a citation's link must be valid on every server.
     signing_key(work / "secret")
     with CancelScope(shield=True):  # the lock must be held until the thread is done
-        version = await to_thread.run_sync(publish, work, published)
-    return Publication(report, version, new=True)
+        following = await to_thread.run_sync(publish, work, published)
+    return Publication(report, following, new=True)
 
 
 def _workplace(data_dir: Path, published: Path) -> Path:
