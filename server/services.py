@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from retrieval.cache import Bounds, Cache
-from retrieval.embed import QueryBatcher, WholeTexts
-from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import (
-    Dense,
-    DenseSearch,
-    FusionSettings,
-    QueryEmbedder,
-    RerankSettings,
-    Retriever,
-)
-from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes, vector_bytes
-from retrieval.rerank import Reranker, open_reranker
-from retrieval.search import VectorStore, connect
-from server.adopted import Indexes, QuerySide
+from retrieval.embed import Embedder, QueryBatcher, WholeTexts
+from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
-from server.auth import Keys, Links, signing_key
-from server.catalog import Catalog
-from server.checkup import Checkup
-from server.conversation import Conversations, blocks_bytes
+from server.auth import Keys
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
-from server.grounding import Grounding, GroundingSettings
+from server.handover import Handover
+from server.knowledge import Parts, open_indexes, open_knowledge, open_storage
 from server.limits import Admission, Limits
-from server.plan import Defaults, Models
-from server.queries import FollowUpWeights
+from server.plan import Models
+from server.replica import Copies, Refresh, Replica, open_copies
+from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
 from server.settings import (
     BUNDLED_CHAT_MODEL,
@@ -51,36 +39,28 @@ log = logging.getLogger(__name__)
 
 #: How often the engine is asked whether it lives; vLLM tells nobody by itself.
 HEALTH_SECONDS = 0.5
-#: Turns that are remembered; the bytes are the tighter bound.
-MAX_CONVERSATIONS = 100_000
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Services:
-    """Everything a request needs, built once. `dead` is set when the engine has died for good.
+    """Everything that requests share, built once. `dead` is set when the engine has died for good.
 
-    `engine` is the `engines`, by their names, as one.
+    `engine` is the `engines`, by their names, as one. What depends on the index is the `handover`'s: a request
+    has one version of it from start to end (`server/deps.py`).
     """
 
     settings: Settings
     engine: Engine
     engines: Mapping[str, Engine]
-    retriever: CachedRetriever
     texts: WholeTexts
     vocabulary: Vocabulary
-    vectors: VectorStore
-    lexical: LexicalIndex
-    indexes: Indexes
-    catalog: Catalog
-    grounding: Grounding
+    handover: Handover
     answering: Answering
     models: Models
     metrics: Metrics
     admission: Admission
     keys: Keys
-    links: Links
-    checkup: Checkup
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
@@ -91,37 +71,35 @@ class Services:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, progress: Progress = lambda _: None, engine: Engine | None = None
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    engine: Engine | None = None,
+    refresh: Refresh | None = None,
 ) -> AsyncIterator[Services]:
     """Open all parts, smallest first, so that a mistake shows before the minute that an engine takes.
 
-    `engine` replaces the configured one. Raises whatever a part raises; what was opened is closed again.
+    `engine` replaces the configured one; `refresh` makes the newest state of `published_dir` visible, where that
+    is a mounted volume. Raises whatever a part raises; what was opened is closed again.
     """
-    settings.make_data_dir()
+    metrics = Metrics(new_registry())
     async with AsyncExitStack() as stack:
-        catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
-        metrics = Metrics(new_registry())
+        # What is closed when a newer version of the index has taken over, or with the rest.
+        first = await stack.enter_async_context(AsyncExitStack())
+        copies, version, here = await _index_directory(settings, refresh, progress, stack, first)
         progress(
             "starting Chroma"
             if settings.chroma_url is None
             else f"using Chroma at {settings.chroma_url}"
         )
-        restarted = metrics.chroma_restarts.inc
-        handle = await stack.enter_async_context(
-            connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
-        )
+        storage = await first.enter_async_context(open_storage(here, metrics, version))
         progress(f"loading the embedder {settings.embedder}")
         embedder = await asyncio.to_thread(open_embedder, settings, progress)
         check_name(embedder.name)
         vocabulary = await asyncio.to_thread(load_vocabulary)
         texts = WholeTexts(embedder)
         stack.push_async_callback(texts.close)
-        batcher = QueryBatcher(embedder)
-        stack.push_async_callback(batcher.close)
-        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
-        indexes = Indexes(settings, QuerySide.of(embedder, batcher))
-        stack.push_async_callback(indexes.close)
-        await indexes.warm(await catalog.every_store())
+        sides = await stack.enter_async_context(_open_sides(settings, embedder))
+        indexes = await first.enter_async_context(open_indexes(storage, sides))
         reranker = await stack.enter_async_context(reranker_of(settings, progress))
         engines: Mapping[str, Engine]
         if engine is None:
@@ -130,59 +108,70 @@ async def open_services(
             engines = {settings.engine: engine}
         engine = await pooled(engines)
         models = model_names(settings, await engine.models(), embedder.name)
-        lexical = LexicalIndex(settings.data_dir / "lexical")
-        retriever = cached_retriever(
-            settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
-        )
-        secret = signing_key(settings.data_dir / "secret")
+        parts = Parts(settings, engine, sides, reranker, Caches.of(settings, metrics), metrics)
+        knowledge = await first.enter_async_context(open_knowledge(storage, indexes, parts))
+        handover = Handover(knowledge, first.pop_all())
+        stack.push_async_callback(handover.close)
         services = Services(
             settings=settings,
             engine=engine,
             engines=engines,
-            retriever=retriever,
             texts=texts,
             vocabulary=vocabulary,
-            vectors=handle.store,
-            lexical=lexical,
-            indexes=indexes,
-            catalog=catalog,
-            grounding=Grounding(
-                engine,
-                retriever,
-                catalog,
-                conversations(settings, metrics),
-                _grounding(settings),
-                indexes,
-            ),
+            handover=handover,
             answering=Answering(engine, answers(settings, metrics)),
             models=models,
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
-            keys=Keys(settings.api_keys, secret),
-            links=Links(secret, signed=bool(settings.api_keys)),
-            checkup=Checkup(catalog, lexical, embedder.name, indexes.check),
+            keys=Keys(settings.api_keys, storage.secret),
         )
-        watch = asyncio.ensure_future(_watch(services))
-        stack.callback(watch.cancel)
-        looking = asyncio.ensure_future(services.checkup.watch())
-        stack.callback(looking.cancel)
+        if copies is not None:
+            _run(Replica(copies, handover, parts).watch(), stack)
+        _run(_watch(services), stack)
         yield services
 
 
+async def _index_directory(
+    settings: Settings,
+    refresh: Refresh | None,
+    progress: Progress,
+    stack: AsyncExitStack,
+    first: AsyncExitStack,
+) -> tuple[Copies | None, int, Settings]:
+    """Where the index is: our data directory, or a copy of the published version, with its number.
+
+    `stack` and `first` close what is opened for all versions, and for this one.
+    """
+    if settings.published_dir is None:
+        return None, 0, settings
+    progress(f"copying the index published in {settings.published_dir}")
+    copies = await stack.enter_async_context(open_copies(settings, settings.published_dir, refresh))
+    version, here = await first.enter_async_context(copies.taken())
+    return copies, version, here
+
+
 @asynccontextmanager
-async def reranker_of(
-    settings: Settings, progress: Progress = lambda _: None
-) -> AsyncIterator[Reranker | None]:
-    """The configured reranker, or None. Raises RerankerError."""
-    if settings.reranker is None:
-        yield None
-        return
-    progress(f"loading the reranker {settings.reranker}")
-    reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
+async def _open_sides(settings: Settings, embedder: Embedder) -> AsyncIterator[QuerySides]:
+    """The embedders of questions; the server's own has run once."""
+    batcher = QueryBatcher(embedder)
+    sides = QuerySides(settings, QuerySide.of(embedder, batcher))
     try:
-        yield reranker
+        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        yield sides
     finally:
-        await reranker.close()
+        await sides.close()
+        await batcher.close()
+
+
+def _run(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+    """Do `work` beside the requests, until `stack` is closed."""
+    task = asyncio.ensure_future(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait([task])
+
+    stack.push_async_callback(end)
 
 
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:
@@ -299,92 +288,7 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def fusion_settings(settings: Settings) -> FusionSettings:
-    """How the settings say that rankings are made and merged; the same for the server, `search` and `eval`."""
-    return FusionSettings(
-        candidates=settings.candidates,
-        rrf_k=settings.rrf_k,
-        dense_weight=settings.dense_weight,
-        lexical_weight=settings.lexical_weight,
-    )
-
-
-def followup_weights(settings: Settings) -> FollowUpWeights:
-    """How much a follow-up's searches together with the turn before it weigh, by the settings."""
-    return FollowUpWeights(settings.followup_dense_weight, settings.followup_lexical_weight)
-
-
-def cached_retriever(
-    settings: Settings,
-    metrics: Metrics,
-    embedder: QueryEmbedder,
-    dense: DenseSearch,
-    lexical: LexicalIndex,
-    reranker: Reranker | None = None,
-    *,
-    elsewhere: Callable[[str], Dense | None] = lambda _: None,
-) -> CachedRetriever:
-    """The retriever as the settings say it is, behind its caches; `elsewhere` as in `Retriever`."""
-    size, seconds = settings.cache_bytes, settings.cache_ttl_seconds
-    vectors = Cache(
-        Bounds(settings.embedding_cache_entries, size, seconds),
-        vector_bytes,
-        observer=CacheCounts(metrics, "embedding"),
-    )
-    remembering = CachedEmbedder(embedder, vectors)
-
-    def remembered(index_name: str) -> Dense | None:
-        found = elsewhere(index_name)
-        if found is None:
-            return None
-        other = CachedEmbedder(found.embedder, vectors, found.key)
-        return replace(found, embedder=other, known_vector=other.known)
-
-    retriever = Retriever(
-        remembering,
-        dense,
-        lexical,
-        fusion_settings(settings),
-        reranker,
-        RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
-        known_vector=remembering.known,
-        elsewhere=remembered,
-    )
-    cache = Cache(
-        Bounds(settings.retrieval_cache_entries, size, seconds),
-        retrieval_bytes,
-        keeps=lambda retrieval: retrieval.whole,
-        observer=CacheCounts(metrics, "retrieval"),
-    )
-    return CachedRetriever(retriever, lexical, cache)
-
-
-def conversations(settings: Settings, metrics: Metrics) -> Conversations:
-    """The memory of what each conversation was given."""
-    bounds = Bounds(MAX_CONVERSATIONS, settings.cache_bytes, settings.cache_ttl_seconds)
-    return Conversations(Cache(bounds, blocks_bytes, observer=CacheCounts(metrics, "conversation")))
-
-
 def answers(settings: Settings, metrics: Metrics) -> Answers:
     """The memory of answers to requests that are answered the same each time."""
     bounds = Bounds(settings.answer_cache_entries, settings.cache_bytes, settings.cache_ttl_seconds)
     return Answers(Cache(bounds, answer_bytes, observer=CacheCounts(metrics, "answer")))
-
-
-def _grounding(settings: Settings) -> GroundingSettings:
-    return GroundingSettings(
-        defaults=Defaults(
-            default_store=settings.default_store,
-            top_k=settings.top_k,
-            max_context_tokens=settings.max_context_tokens,
-            answer_reserve_tokens=settings.answer_reserve_tokens,
-            on_error=settings.on_error,
-            media_domains=tuple(settings.allowed_media_domains),
-            sticky=settings.sticky,
-            max_choices=settings.max_choices,
-            followup=followup_weights(settings),
-        ),
-        min_similarity=settings.min_similarity,
-        timeout_seconds=settings.retrieval_timeout_seconds,
-        sticky_context_tokens=settings.sticky_context_tokens,
-    )

@@ -221,6 +221,14 @@ class Settings(BaseSettings):
     chroma_url: str | None = Field(
         None, description="A Chroma server to use instead of the supervised child."
     )
+    published_dir: Path | None = Field(
+        None,
+        description="Directory with published versions of the index: the server answers from the current one, "
+        "takes over a newer one when there is one, and takes no documents itself.",
+    )
+    published_poll_seconds: float = Field(
+        10.0, gt=0, description="How often `published_dir` is looked at for a newer version."
+    )
 
     # Retrieval
     default_store: str | None = Field(
@@ -377,7 +385,14 @@ class Settings(BaseSettings):
             raise ValueError("takes scheme, host and port, and no path")
         return value
 
-    @field_validator("tool_call_parser", "default_store", "query_prefix", "reranker", mode="before")
+    @field_validator(
+        "tool_call_parser",
+        "default_store",
+        "query_prefix",
+        "reranker",
+        "published_dir",
+        mode="before",
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -388,6 +403,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
                 f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
+            )
+        if self.published_dir is not None and (self.catalog_url or self.chroma_url):
+            raise ValueError(
+                "published_dir: a published version holds its catalog and its vectors itself; leave "
+                "catalog_url and chroma_url out"
             )
         if self.engine == "upstream" and not self.engines:
             raise ValueError("engines: `engine = 'upstream'` needs at least one [[engines]] table")

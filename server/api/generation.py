@@ -14,6 +14,7 @@ from retrieval.types import Passage
 from server import receipts
 from server.auth import Caller
 from server.deps import admitted, read_json
+from server.knowledge import Knowledge
 from server.prepared import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
@@ -32,7 +33,12 @@ class Generation:
 
 
 async def generate(
-    generation: Generation, request: Request, services: Services, caller: Caller, request_id: str
+    generation: Generation,
+    request: Request,
+    services: Services,
+    knowledge: Knowledge,
+    caller: Caller,
+    request_id: str,
 ) -> Response:
     """The answer to a request, grounded in the store that it chooses."""
     route = generation.route
@@ -42,7 +48,9 @@ async def generate(
     async with AsyncExitStack() as stack:
         with recording.closed_by_failure():
             await stack.enter_async_context(admitted(request, services, caller, route, until))
-            prepared = await _prepare(generation, request, services, caller, recording, until)
+            prepared = await _prepare(
+                generation, request, services, knowledge, caller, recording, until
+            )
             if prepared.plan.stream:
                 return await _stream(request, services, prepared, request_id, stack, until)
             answer = await unless_gone(
@@ -58,6 +66,7 @@ async def _prepare(
     generation: Generation,
     request: Request,
     services: Services,
+    knowledge: Knowledge,
     caller: Caller,
     recording: Recording,
     until: float | None,
@@ -66,11 +75,11 @@ async def _prepare(
     base, now = base_url(request, services), time.time()
 
     def link(passage: Passage) -> str:
-        return services.links.url(base, caller.tenant, passage, now)
+        return knowledge.links.url(base, caller.tenant, passage, now)
 
     return await unless_gone(
         request.receive,
-        services.grounding.prepare(
+        knowledge.grounding.prepare(
             body, asked, request.headers, services.models, caller, link, recording
         ),
         until,

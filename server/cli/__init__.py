@@ -93,4 +93,5 @@ HELP = {
     "port": "port to listen on; 0 picks a free one",
     "default_store": "store that grounds requests which choose none",
     "embedder": "embedding model",
+    "published_dir": "answer from the published index in this directory",
 }

@@ -30,6 +30,7 @@ SETTINGS = (
     "model",
     "default_store",
     *LOCAL_SETTINGS,
+    "published_dir",
     "top_k",
     "max_context_tokens",
     "tool_call_parser",

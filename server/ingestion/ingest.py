@@ -54,7 +54,7 @@ async def ingest_paths(
     lock = ingest_lock(job.data_dir / "ingest.lock", job.lock_timeout_seconds, waiting)
     async with lock, await Catalog.open(job.catalog_url) as catalog:
         store = await _store(catalog, job, embedder)
-        found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir])
+        found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir, *job.not_below])
         root = job.data_dir / "lexical"
         await to_thread.run_sync(_drop_unusable, root, store.index_name)
         async with (

@@ -107,6 +107,17 @@ class Metrics:
             "How often the supervised Chroma child was started again.",
             registry=registry,
         )
+        self.index_version = Gauge(
+            "groundwire_index_version",
+            "Published version of the index that new requests are answered from; 0: none was published.",
+            registry=registry,
+        )
+        self.index_handovers = Counter(
+            "groundwire_index_handovers_total",
+            "Newer versions of the index, taken over or failed to be.",
+            ("outcome",),
+            registry=registry,
+        )
         self.cache_requests = Counter(
             "groundwire_cache_requests_total",
             "What was asked of a cache: hit, miss, or shared (waited for a miss of another request).",

@@ -50,6 +50,7 @@ EXPECTED = {
     "RateLimited": (429, "rate_limited", "1"),
     "RequestTimeout": (504, "request_timeout", None),
     "Draining": (503, "shutting_down", "5"),
+    "ReadOnlyIndex": (409, "read_only_index", None),
     "RetrievalFailed": (503, "retrieval_failed", "1"),
     "ServerError": (500, "internal_error", None),
     "EngineRejected": (400, None, None),

@@ -1,0 +1,165 @@
+"""What answers come from: one version of the index, open, with everything that searches it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from retrieval.lexical import LexicalIndex
+from retrieval.remember import CachedRetriever
+from retrieval.rerank import Reranker
+from retrieval.search import VectorStore, connect
+from server.adopted import Indexes, QuerySides
+from server.auth import Links, signing_key
+from server.catalog import Catalog
+from server.checkup import Checkup
+from server.engine.base import Engine
+from server.grounding import Grounding, GroundingSettings
+from server.plan import Defaults
+from server.retriever import Caches, cached_retriever, followup_weights
+from server.settings import Settings
+from server.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every version of the index is served with."""
+
+    settings: Settings
+    engine: Engine
+    sides: QuerySides
+    reranker: Reranker | None
+    caches: Caches
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A data directory's parts. `version` is the published version that it is a copy of; 0: of none."""
+
+    version: int
+    catalog: Catalog
+    vectors: VectorStore
+    lexical: LexicalIndex
+    secret: bytes
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """Everything of a request that depends on the index; a request has the same one from start to end."""
+
+    version: int
+    catalog: Catalog
+    vectors: VectorStore
+    lexical: LexicalIndex
+    indexes: Indexes
+    retriever: CachedRetriever
+    grounding: Grounding
+    links: Links
+    checkup: Checkup
+
+
+@asynccontextmanager
+async def open_storage(
+    settings: Settings, metrics: Metrics, version: int = 0
+) -> AsyncIterator[Storage]:
+    """The catalog, Chroma and keyword index of `settings.data_dir`. Raises what each of them raises."""
+    settings.make_data_dir()
+    restarted = metrics.chroma_restarts.inc
+    async with (
+        await Catalog.open(settings.resolved_catalog_url) as catalog,
+        connect(settings.data_dir, settings.chroma_url, on_restart=restarted) as chroma,
+    ):
+        lexical = LexicalIndex(settings.data_dir / "lexical")
+        secret = signing_key(settings.data_dir / "secret")
+        yield Storage(version, catalog, chroma.store, lexical, secret)
+
+
+@asynccontextmanager
+async def open_indexes(storage: Storage, sides: QuerySides) -> AsyncIterator[Indexes]:
+    """What each store is searched with; adopted ones are opened, where they can be."""
+    indexes = Indexes(sides)
+    try:
+        await indexes.warm(await storage.catalog.every_store())
+        yield indexes
+    finally:
+        await indexes.close()
+
+
+@asynccontextmanager
+async def open_knowledge(
+    storage: Storage, indexes: Indexes, parts: Parts
+) -> AsyncIterator[Knowledge]:
+    """All of it over an open storage; the stores are looked at while it is open."""
+    knowledge = knowledge_of(storage, indexes, parts)
+    looking = asyncio.ensure_future(knowledge.checkup.watch())
+    try:
+        yield knowledge
+    finally:
+        looking.cancel()
+
+
+@asynccontextmanager
+async def open_version(settings: Settings, version: int, parts: Parts) -> AsyncIterator[Knowledge]:
+    """A version whose copy is `settings.data_dir`, for a server that has its other parts already."""
+    async with (
+        open_storage(settings, parts.metrics, version) as storage,
+        open_indexes(storage, parts.sides) as indexes,
+        open_knowledge(storage, indexes, parts) as knowledge,
+    ):
+        yield knowledge
+
+
+def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
+    """Everything that searches this storage, put together."""
+    settings, own = parts.settings, parts.sides.own
+    retriever = cached_retriever(
+        settings,
+        parts.caches,
+        own.queries,
+        storage.vectors,
+        storage.lexical,
+        parts.reranker,
+        elsewhere=indexes.dense,
+        version=storage.version,
+    )
+    return Knowledge(
+        version=storage.version,
+        catalog=storage.catalog,
+        vectors=storage.vectors,
+        lexical=storage.lexical,
+        indexes=indexes,
+        retriever=retriever,
+        grounding=Grounding(
+            parts.engine,
+            retriever,
+            storage.catalog,
+            parts.caches.conversations,
+            grounding_settings(settings),
+            indexes,
+        ),
+        links=Links(storage.secret, signed=bool(settings.api_keys)),
+        checkup=Checkup(storage.catalog, storage.lexical, own.name, indexes.check),
+    )
+
+
+def grounding_settings(settings: Settings) -> GroundingSettings:
+    """What grounding needs to know, by the settings."""
+    return GroundingSettings(
+        defaults=Defaults(
+            default_store=settings.default_store,
+            top_k=settings.top_k,
+            max_context_tokens=settings.max_context_tokens,
+            answer_reserve_tokens=settings.answer_reserve_tokens,
+            on_error=settings.on_error,
+            media_domains=tuple(settings.allowed_media_domains),
+            sticky=settings.sticky,
+            max_choices=settings.max_choices,
+            followup=followup_weights(settings),
+        ),
+        min_similarity=settings.min_similarity,
+        timeout_seconds=settings.retrieval_timeout_seconds,
+        sticky_context_tokens=settings.sticky_context_tokens,
+    )
