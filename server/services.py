@@ -230,6 +230,7 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
         yield ScriptedEngine(Script(**settings.scripted))
         return
+    from server.engine.device import fit_warnings
     from server.engine.vllm_engine import VllmOptions, open_vllm
 
     model, args = settings.model, list(settings.vllm_args)
@@ -238,6 +239,8 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
         model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
         args = [*chat_model_flags(), *args]
+    for warning in await asyncio.to_thread(fit_warnings, settings.model, model, args):
+        log.warning("%s", warning)
     progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
     options = VllmOptions(
         model=model,
@@ -379,6 +382,7 @@ def _grounding(settings: Settings) -> GroundingSettings:
             max_context_tokens=settings.max_context_tokens,
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
+            max_tokens=settings.default_max_tokens,
             media_domains=tuple(settings.allowed_media_domains),
             sticky=settings.sticky,
             max_choices=settings.max_choices,
