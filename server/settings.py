@@ -346,7 +346,7 @@ class Settings(BaseSettings):
             profile = load_profile(str(name))
         except UnknownProfile as error:
             raise ValueError(f"profile: {error}") from None
-        return {**profile.settings, "model": profile.model, "vllm_args": [], **given}
+        return {**profile.settings, "model": profile.model, **given}
 
     @field_validator(
         "api_keys", "allowed_hosts", "allowed_origins", "allowed_media_domains", mode="before"

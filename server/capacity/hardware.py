@@ -40,13 +40,9 @@ class Hardware:
         """Whether its tensor cores multiply FP8: Ada (8.9) and later."""
         return self.capability is not None and self.capability >= (8, 9)
 
-    @property
-    def has_bfloat16(self) -> bool:
-        """Whether it computes in bfloat16: Ampere (8.0) and later."""
-        return self.capability is None or self.capability >= (8, 0)
-
 
 #: Bandwidth and operations: NVIDIA's data sheets of T4, L4, A10G (AWS G5), A100, L40S, H100 SXM; without sparsity.
+#: Modal's "A10" may be an A10, which has 125 TFLOP/s; the A10G's 70 are the safer number.
 #: Memory: what PyTorch names as total capacity on each. Prices: Modal, on the day above.
 GPUS = (
     Hardware("T4", round(14.56 * GIB), 320 * GB, 65 * TERA, (7, 5), 0.000164),

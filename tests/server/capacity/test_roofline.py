@@ -78,6 +78,10 @@ def test_load_makes_everyone_wait_and_then_too_many_come() -> None:
     assert busy is not None
     assert busy.token_seconds > quiet.token_seconds
     assert busy.ttft_seconds > quiet.ttft_seconds
+    # Prompts have their share of the time, and tokens wait for them.
+    left = 1 - most * 0.9 * engine.prefill_seconds(1500)
+    step = engine.step_seconds(busy.requests, WORK)
+    assert busy.token_seconds == pytest.approx(step / left, rel=1e-3)
     # Little's law: as many are decoded at once as come while one is.
     assert busy.requests == pytest.approx(most * 0.9 * 199 * busy.token_seconds, rel=1e-3)
     assert under_load(engine, WORK, most * 1.01) is None
