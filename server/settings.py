@@ -1,6 +1,7 @@
 """Every setting, and the only reader of the environment and of `groundwire.toml`.
 
-Precedence, highest first: command-line flags, `GROUNDWIRE_*` variables, `groundwire.toml`, the defaults here.
+Precedence, highest first: command-line flags, `GROUNDWIRE_*` variables, `groundwire.toml`, the profile, the
+defaults here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,6 +33,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from server.profiles import UnknownProfile, load_profile
 from server.wire.common import first_complaint
 
 ENV_PREFIX = "GROUNDWIRE_"
@@ -171,6 +174,10 @@ class Settings(BaseSettings):
     )
 
     # The engine
+    profile: str | None = Field(
+        None,
+        description="A model with settings that fit it (see `docs/capacity.md`); all that is set elsewhere wins.",
+    )
     engine: Literal["vllm", "scripted", "upstream"] = Field(
         "vllm", description="What generates the answers."
     )
@@ -285,6 +292,11 @@ class Settings(BaseSettings):
     answer_reserve_tokens: int = Field(
         512, ge=1, description="Tokens kept for the answer when the request sets no limit."
     )
+    default_max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Longest answer of a chat request that sets no limit; default: as long as the window holds.",
+    )
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Retrieval that takes longer is skipped (status `degraded`)."
     )
@@ -332,6 +344,18 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_the_profile(cls, given: Any) -> Any:
+        """The profile's settings below those that were given; its flags for vLLM are put in below."""
+        if not isinstance(given, dict) or not (name := given.get("profile")):
+            return given
+        try:
+            profile = load_profile(str(name))
+        except UnknownProfile as error:
+            raise ValueError(f"profile: {error}") from None
+        return {**profile.settings, "model": profile.model, **given}
+
     @field_validator(
         "api_keys", "allowed_hosts", "allowed_origins", "allowed_media_domains", mode="before"
     )
@@ -343,6 +367,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split_shell(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _after_the_profile_s(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        """The profile's flags, then one's own: of a flag that stands twice vLLM takes the last."""
+        name = info.data.get("profile")
+        if name is None or info.data.get("engine") != "vllm":
+            return value
+        return [*load_profile(name).flags_for(info.data.get("model", "")), *value]
 
     @field_validator("scripted")
     @classmethod
@@ -391,6 +424,7 @@ class Settings(BaseSettings):
         "query_prefix",
         "reranker",
         "published_dir",
+        "profile",
         mode="before",
     )
     @classmethod

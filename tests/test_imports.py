@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 #: Each heavy library -> the files that may import it, as patterns of module names with spaces between.
 OWNERS = {
-    "vllm": "server.engine.vllm_engine",
+    # `device` asks vLLM what machine it is on, before there is an engine.
+    "vllm": "server.engine.vllm_engine server.engine.device",
     "chromadb": "retrieval.search.chroma",
     "chromadb_rust_bindings": "retrieval.search.launch",
     "tantivy": "retrieval.lexical",
@@ -60,6 +61,7 @@ IMPORTERS = {
     },
     "server.replica": {"server.services"},
     "server.engine.vllm_engine": {"server.services"},
+    "server.engine.device": {"server.services"},
     # Settings check the script while they are read, so that a mistake names its field.
     "server.engine.upstream": {"server.services", "server.engine.upstream.*"},
     "server.engine.scripted": {"server.services", "server.settings"},
@@ -167,6 +169,15 @@ def test_the_wire_is_pydantic_alone() -> None:
     for module in (name for name in modules() if name.startswith("server.wire")):
         for found in imports(module):
             assert found.top in free or found.name.startswith("server.wire"), (module, found)
+
+
+def test_planning_needs_the_standard_library_alone() -> None:
+    for module in (
+        name for name in modules() if name.startswith(("server.capacity", "server.prof"))
+    ):
+        for found in imports(module):
+            ours = found.name.startswith(("server.capacity", "server.profiles"))
+            assert ours or found.top in sys.stdlib_module_names, (module, found)
 
 
 def test_retrieval_meets_an_engine_in_grounding_alone() -> None:

@@ -26,6 +26,7 @@ SETTINGS = (
     "host",
     "port",
     "public_url",
+    "profile",
     "engine",
     "model",
     "default_store",
