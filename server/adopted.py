@@ -22,6 +22,7 @@ from retrieval.search.adopted import AdoptedSearch, CollectionFacts, Fields, che
 from server.bundled import BundledModelError
 from server.catalog import Adopted, EmbedderConflict, Store
 from server.embedding import found_anywhere, open_other
+from server.following import Following
 from server.settings import Settings, SettingsError, headers_of
 
 log = logging.getLogger(__name__)
@@ -68,13 +69,17 @@ def fields_of(adopted: Adopted) -> Fields:
 class Indexes:
     """What each store is searched with; used from one event loop.
 
-    An adopted store is opened when it is first asked for. An embedder that could not be loaded is not tried
+    `following` brings keyword indexes up to date where other machines write the catalog too. An adopted store
+    is opened when it is first asked for. An embedder that could not be loaded is not tried
     again before the next `check`; a Chroma that is away is.
     """
 
-    def __init__(self, settings: Settings, own: QuerySide) -> None:
+    def __init__(
+        self, settings: Settings, own: QuerySide, following: Following | None = None
+    ) -> None:
         self._settings = settings
         self._own = own
+        self._following = following
         self._dense: dict[str, Dense] = {}
         self._opening: dict[str, asyncio.Task[CollectionFacts]] = {}
         self._sides: dict[_Model, asyncio.Task[QuerySide]] = {}
@@ -94,16 +99,20 @@ class Indexes:
         if store.adopted is None:
             if store.embedder is not None and store.embedder != self._own.name:
                 raise EmbedderConflict(store.name or store.id, store.embedder, self._own.name)
-            return
-        if store.index_name in self._dense:
+            if self._following is None:
+                return
+        elif self._following is None and store.index_name in self._dense:
             return
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._opened(store, store.adopted)
+                if self._following is not None:
+                    await self._following.follow(store, wait_seconds=0)
+                if store.adopted is not None and store.index_name not in self._dense:
+                    await self._opened(store, store.adopted)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the store {store.name!r} is still being opened: its embedder is loading, or its Chroma "
-                "does not answer"
+                f"the store {store.name!r} is still being opened: its passages are being copied, its embedder "
+                "is loading, or its Chroma does not answer"
             ) from None
 
     async def check(self, store: Store) -> str | None:
@@ -126,11 +135,18 @@ class Indexes:
         return None
 
     async def warm(self, stores: Iterable[Store]) -> None:
-        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name."""
+        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name.
+
+        Raises CatalogUnavailable.
+        """
+        if self._following is not None:
+            await self._following.look()
         adopted = [store for store in stores if store.adopted is not None]
         await asyncio.gather(*map(self.check, adopted))
 
     async def close(self) -> None:
+        if self._following is not None:
+            await self._following.close()
         for task in (*self._opening.values(), *self._sides.values()):
             task.cancel()
         for batcher in self._batchers:

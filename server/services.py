@@ -32,6 +32,7 @@ from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
 from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
+from server.following import Following
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
@@ -44,7 +45,8 @@ from server.settings import (
     UpstreamSettings,
     child_environment,
 )
-from server.telemetry.metrics import CacheCounts, Metrics, new_registry
+from server.telemetry.metrics import CacheCounts, Gateway, Metrics, new_registry
+from server.telemetry.push import own_instance, pushing
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,11 @@ class Services:
         seconds = self.settings.request_timeout_seconds
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
+    def stream_end(self) -> float | None:
+        """When the answer of a stream that is asked for now ends where it is; None is never."""
+        seconds = self.settings.max_stream_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
 
 @asynccontextmanager
 async def open_services(
@@ -119,7 +126,8 @@ async def open_services(
         batcher = QueryBatcher(embedder)
         stack.push_async_callback(batcher.close)
         await batcher.embed("warm up")  # the first run compiles; no request should wait for that
-        indexes = Indexes(settings, QuerySide.of(embedder, batcher))
+        following = Following(catalog, settings.data_dir / "lexical") if catalog.shared else None
+        indexes = Indexes(settings, QuerySide.of(embedder, batcher), following)
         stack.push_async_callback(indexes.close)
         await indexes.warm(await catalog.every_store())
         reranker = await stack.enter_async_context(reranker_of(settings, progress))
@@ -134,7 +142,7 @@ async def open_services(
         retriever = cached_retriever(
             settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
         )
-        secret = signing_key(settings.data_dir / "secret")
+        secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
         services = Services(
             settings=settings,
             engine=engine,
@@ -166,6 +174,14 @@ async def open_services(
         stack.callback(watch.cancel)
         looking = asyncio.ensure_future(services.checkup.watch())
         stack.callback(looking.cancel)
+        if following is not None:
+            catching_up = asyncio.ensure_future(following.watch())
+            stack.callback(catching_up.cancel)
+        if settings.push_url is not None:
+            # Named here and not when the settings were read: a process restored from a snapshot has another id.
+            instance = settings.push_instance or own_instance()
+            gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
+            await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
         yield services
 
 
