@@ -17,7 +17,7 @@ from tests.server.api.test_chat import payloads
 
 pytestmark = pytest.mark.engine
 
-LIMIT_SECONDS = 1.0
+LIMIT_SECONDS = 2.0
 #: A token takes some tens of milliseconds here: far more of them than the limit has time for.
 ENDLESS = {"max_tokens": 1500, "ignore_eos": True, "return_token_ids": True}
 
@@ -55,7 +55,7 @@ def test_a_chat(real: RealServer, grounded: bool) -> None:
     ends = [(c["index"], c["finish_reason"]) for c in choices if c["finish_reason"]]
     assert sorted(ends) == [(0, "length"), (1, "length")]
     tokens = sum(len(choice.get("token_ids") or ()) for choice in choices)
-    assert tokens > 4
+    assert tokens > 0
     # Text that is cut within a word or a character can be tokenized otherwise than it was generated.
     assert last["usage"]["completion_tokens"] == pytest.approx(tokens, rel=0.05, abs=2)
     assert last["usage"]["prompt_tokens"] > 10
