@@ -22,6 +22,7 @@ from retrieval.search.adopted import AdoptedSearch, CollectionFacts, Fields, che
 from server.bundled import BundledModelError
 from server.catalog import Adopted, EmbedderConflict, Store
 from server.embedding import found_anywhere, open_other
+from server.following import Following
 from server.settings import Settings, SettingsError, headers_of
 
 log = logging.getLogger(__name__)
@@ -115,12 +116,14 @@ def fields_of(adopted: Adopted) -> Fields:
 class Indexes:
     """What each store is searched with; used from one event loop.
 
-    An adopted store is opened when it is first asked for. An embedder that could not be loaded is not tried
-    again before the next `check`; a Chroma that is away is. `sides` is closed by whoever made it.
+    `following` brings keyword indexes up to date where other machines write the catalog too. An adopted store
+    is opened when it is first asked for. An embedder that could not be loaded is not tried again before the next
+    `check`; a Chroma that is away is. `sides` is closed by whoever made it.
     """
 
-    def __init__(self, sides: QuerySides) -> None:
+    def __init__(self, sides: QuerySides, following: Following | None = None) -> None:
         self._sides = sides
+        self._following = following
         self._dense: dict[str, Dense] = {}
         self._opening: dict[str, asyncio.Task[CollectionFacts]] = {}
         self._readers: dict[_Source, ChromaCollections] = {}
@@ -139,16 +142,20 @@ class Indexes:
             own = self._sides.own.name
             if store.embedder is not None and store.embedder != own:
                 raise EmbedderConflict(store.name or store.id, store.embedder, own)
-            return
-        if store.index_name in self._dense:
+            if self._following is None:
+                return
+        elif self._following is None and store.index_name in self._dense:
             return
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._opened(store, store.adopted)
+                if self._following is not None:
+                    await self._following.follow(store, wait_seconds=0)
+                if store.adopted is not None and store.index_name not in self._dense:
+                    await self._opened(store, store.adopted)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the store {store.name!r} is still being opened: its embedder is loading, or its Chroma "
-                "does not answer"
+                f"the store {store.name!r} is still being opened: its passages are being copied, its embedder "
+                "is loading, or its Chroma does not answer"
             ) from None
 
     async def check(self, store: Store) -> str | None:
@@ -171,11 +178,18 @@ class Indexes:
         return None
 
     async def warm(self, stores: Iterable[Store]) -> None:
-        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name."""
+        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name.
+
+        Raises CatalogUnavailable.
+        """
+        if self._following is not None:
+            await self._following.look()
         adopted = [store for store in stores if store.adopted is not None]
         await asyncio.gather(*map(self.check, adopted))
 
     async def close(self) -> None:
+        if self._following is not None:
+            await self._following.close()
         for task in self._opening.values():
             task.cancel()
         for reader in self._readers.values():

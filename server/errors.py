@@ -137,6 +137,7 @@ TABLE: Mapping[type[Exception], Mapped] = {
     catalog_errors.FileNotFound: Mapped(404, "invalid_request_error", "file_not_found"),
     catalog_errors.AmbiguousStore: Mapped(400, "invalid_request_error", "ambiguous_store"),
     catalog_errors.EmbedderConflict: Mapped(409, "invalid_request_error", "embedder_conflict"),
+    catalog_errors.CatalogUnavailable: Mapped(503, "server_error", "catalog_unavailable", 1),
     catalog_errors.CatalogError: Mapped(500, "server_error", "catalog_error"),
     retrieval_errors.StoreUnavailable: Mapped(503, "server_error", "store_unavailable", 1),
     retrieval_errors.DeadlineExceeded: Mapped(503, "server_error", "retrieval_timeout", 1),

@@ -16,6 +16,7 @@ from server.auth import Links, signing_key
 from server.catalog import Catalog
 from server.checkup import Checkup
 from server.engine.base import Engine
+from server.following import Following
 from server.grounding import Grounding, GroundingSettings
 from server.plan import Defaults
 from server.retriever import Caches, cached_retriever, followup_weights
@@ -37,12 +38,16 @@ class Parts:
 
 @dataclass(frozen=True)
 class Storage:
-    """A data directory's parts. `version` is the published version that it is a copy of; 0: of none."""
+    """A data directory's parts. `version` is the published version that it is a copy of; 0: of none.
+
+    `following` is there where other machines write the catalog too.
+    """
 
     version: int
     catalog: Catalog
     vectors: VectorStore
     lexical: LexicalIndex
+    following: Following | None
     secret: bytes
 
 
@@ -72,15 +77,16 @@ async def open_storage(
         await Catalog.open(settings.resolved_catalog_url) as catalog,
         connect(settings.data_dir, settings.chroma_url, on_restart=restarted) as chroma,
     ):
-        lexical = LexicalIndex(settings.data_dir / "lexical")
-        secret = signing_key(settings.data_dir / "secret")
-        yield Storage(version, catalog, chroma.store, lexical, secret)
+        root = settings.data_dir / "lexical"
+        following = Following(catalog, root) if catalog.shared else None
+        secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
+        yield Storage(version, catalog, chroma.store, LexicalIndex(root), following, secret)
 
 
 @asynccontextmanager
 async def open_indexes(storage: Storage, sides: QuerySides) -> AsyncIterator[Indexes]:
     """What each store is searched with; adopted ones are opened, where they can be."""
-    indexes = Indexes(sides)
+    indexes = Indexes(sides, storage.following)
     try:
         await indexes.warm(await storage.catalog.every_store())
         yield indexes
@@ -92,13 +98,17 @@ async def open_indexes(storage: Storage, sides: QuerySides) -> AsyncIterator[Ind
 async def open_knowledge(
     storage: Storage, indexes: Indexes, parts: Parts
 ) -> AsyncIterator[Knowledge]:
-    """All of it over an open storage; the stores are looked at while it is open."""
+    """All of it over an open storage; the stores are looked at, and followed, while it is open."""
     knowledge = knowledge_of(storage, indexes, parts)
-    looking = asyncio.ensure_future(knowledge.checkup.watch())
+    beside = [knowledge.checkup.watch()]
+    if storage.following is not None:
+        beside.append(storage.following.watch())
+    tasks = [asyncio.ensure_future(work) for work in beside]
     try:
         yield knowledge
     finally:
-        looking.cancel()
+        for task in tasks:
+            task.cancel()
 
 
 @asynccontextmanager

@@ -32,7 +32,8 @@ from server.settings import (
     UpstreamSettings,
     child_environment,
 )
-from server.telemetry.metrics import CacheCounts, Metrics, new_registry
+from server.telemetry.metrics import CacheCounts, Gateway, Metrics, new_registry
+from server.telemetry.push import own_instance, pushing
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,11 @@ class Services:
     def deadline(self) -> float | None:
         """When a request that starts now is cut off, in the event loop's time; None is never."""
         seconds = self.settings.request_timeout_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    def stream_end(self) -> float | None:
+        """When the answer of a stream that is asked for now ends where it is; None is never."""
+        seconds = self.settings.max_stream_seconds
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
@@ -128,6 +134,11 @@ async def open_services(
         if copies is not None:
             _run(Replica(copies, handover, parts).watch(), stack)
         _run(_watch(services), stack)
+        if settings.push_url is not None:
+            # Named here and not when the settings were read: a process restored from a snapshot has another id.
+            instance = settings.push_instance or own_instance()
+            gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
+            await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
         yield services
 
 

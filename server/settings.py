@@ -59,6 +59,13 @@ def _words(value: Any) -> Any:
     return value
 
 
+def _check_http(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    if not urlsplit(url).hostname:
+        raise ValueError("names no host")
+
+
 Words = Annotated[list[str], NoDecode]
 
 
@@ -130,6 +137,11 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Keys that may use the API, each `key` or `tenant:key`. Comma-separated in the environment.",
     )
+    signing_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What signs passage links; the same on all replicas. Default: made once in `data_dir`.",
+    )
     allowed_hosts: Words = Field(
         default_factory=list, description="Further `Host` names to answer to when no key is set."
     )
@@ -169,8 +181,25 @@ class Settings(BaseSettings):
         gt=0,
         description="Longest a request may take, waiting included; then 504, or an error event in a stream.",
     )
+    max_stream_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Longest a stream may take, waiting included; then its answer ends as at a token limit.",
+    )
     shutdown_seconds: float = Field(
         30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."
+    )
+
+    # Where metrics are pushed to
+    push_url: SecretStr | None = Field(
+        None,
+        description="Prometheus Pushgateway that metrics are pushed to; with a user and password, by basic auth.",
+    )
+    push_seconds: float = Field(15.0, gt=0, description="How often metrics are pushed.")
+    push_instance: str | None = Field(
+        None,
+        min_length=1,
+        description="Label `instance` of what is pushed, one for each replica. Default: host name and process id.",
     )
 
     # The engine
@@ -405,11 +434,17 @@ class Settings(BaseSettings):
     @field_validator("chroma_url", "public_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        if value is not None and not urlsplit(value).hostname:
-            raise ValueError("names no host")
-        return value.rstrip("/") if value else value
+        if value is None:
+            return None
+        _check_http(value)
+        return value.rstrip("/")
+
+    @field_validator("push_url")
+    @classmethod
+    def _secret_http_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_http(value.get_secret_value())
+        return value
 
     @field_validator("chroma_url")
     @classmethod

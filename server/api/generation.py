@@ -44,7 +44,7 @@ async def generate(
     route = generation.route
     # The wait for a place is part of it.
     recording = Recording(services.metrics, route, generation.id_prefix)
-    until = services.deadline()
+    until, ends_at = services.deadline(), services.stream_end()
     async with AsyncExitStack() as stack:
         with recording.closed_by_failure():
             await stack.enter_async_context(admitted(request, services, caller, route, until))
@@ -52,7 +52,7 @@ async def generate(
                 generation, request, services, knowledge, caller, recording, until
             )
             if prepared.plan.stream:
-                return await _stream(request, services, prepared, request_id, stack, until)
+                return await _stream(request, services, prepared, request_id, stack, until, ends_at)
             answer = await unless_gone(
                 request.receive, services.answering.complete(prepared), until
             )
@@ -93,9 +93,10 @@ async def _stream(
     request_id: str,
     stack: AsyncExitStack,
     until: float | None,
+    ends_at: float | None,
 ) -> Response:
     events, keep_alive = await unless_gone(
-        request.receive, services.answering.stream(prepared, stack), until
+        request.receive, services.answering.stream(prepared, stack, ends_at), until
     )
     place = stack.pop_all()  # the stream gives the place back when it ends
 

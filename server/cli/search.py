@@ -86,6 +86,7 @@ async def _search(
     from retrieval.types import Query
     from server.adopted import Indexes, QuerySide, QuerySides
     from server.catalog import LOCAL_TENANT, Catalog
+    from server.following import Following
     from server.retriever import fusion_settings
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
@@ -93,6 +94,8 @@ async def _search(
         embedder = await open_embedder(settings, quiet=True)
         if store.embedder is not None and store.adopted is None:
             await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
+        if catalog.shared:
+            await Following(catalog, settings.data_dir / "lexical").follow(store)
     batcher = QueryBatcher(embedder)
     sides = QuerySides(settings, QuerySide.of(embedder, batcher))
     indexes = Indexes(sides)
