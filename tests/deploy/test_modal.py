@@ -2,101 +2,205 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 
-import modal_deploy
-
 ROOT = Path(__file__).parents[2]
+GROUNDWIRE = Path(sys.executable).with_name("groundwire")
 #: What Modal's proxy calls the app by.
 HOST = "workspace--groundwire-server-web.modal.run"
 KEY = "sk-modal"
+ASK = {"messages": [{"role": "user", "content": "How long is Morva tea steeped?"}]}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A shell without variables of ours."""
+    for name in [name for name in os.environ if name.startswith(("GROUNDWIRE_", "DEPLOY_"))]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def deploy_file(environment: pytest.MonkeyPatch, **choices: str) -> ModuleType:
+    """The file as a shell with these choices reads it."""
+    for name, value in choices.items():
+        environment.setenv(f"DEPLOY_{name}", value)
+    spec = importlib.util.spec_from_file_location("deployed", ROOT / "modal_deploy.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def server(module: ModuleType) -> Any:
+    """What Modal would be asked for the class."""
+    return module.Server().web.info()
+
+
+def test_by_default_one_a10g_is_always_warm(environment: pytest.MonkeyPatch) -> None:
+    module = deploy_file(environment)
+    asked = server(module)
+    assert asked.gpus == [("A10G", 1)]
+    assert (asked.cpu, asked.memory_mib) == (4, 16 * 1024)
+    assert asked.startup_timeout >= 600
+    assert asked.concurrency_info.max_inputs > asked.concurrency_info.target_inputs > 1
+    volumes = {path: volume.read_only for path, volume in asked.volumes.items()}
+    assert volumes == {"/weights": False, "/compiled": False, "/index": True}
+    assert module.MIN_CONTAINERS == 1
+    assert module.SECRET_KEYS == ["GROUNDWIRE_API_KEYS"]
+
+
+def test_choices_are_the_shell_s_and_go_into_the_image(environment: pytest.MonkeyPatch) -> None:
+    module = deploy_file(
+        environment, GPU="L4,A10G", PROFILE="qwen3-8b", SNAPSHOT="1", MIN_CONTAINERS="0"
+    )
+    assert server(module).gpus == [("L4", 1), ("A10G", 1)]
+    assert (module.SNAPSHOT, module.MIN_CONTAINERS) == (True, 0)
+    assert module.ENVIRONMENT["GROUNDWIRE_PROFILE"] == "qwen3-8b"
+    # A container reads the file too, and must choose the same.
+    assert module.ENVIRONMENT["DEPLOY_SNAPSHOT"] == "1"
+
+
+def test_live_replicas_share_databases_and_no_volume(environment: pytest.MonkeyPatch) -> None:
+    module = deploy_file(environment, MODE="live")
+    assert set(server(module).volumes) == {"/weights", "/compiled"}
+    assert {"GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"} < set(module.SECRET_KEYS)
+    assert "GROUNDWIRE_PUBLISHED_DIR" not in module.ENVIRONMENT
+
+
+def test_another_mode_is_refused(environment: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="DEPLOY_MODE is 'lively'; it takes"):
+        deploy_file(environment, MODE="lively")
+
+
+def test_ingestion_needs_no_gpu_and_is_the_only_writer(environment: pytest.MonkeyPatch) -> None:
+    asked = deploy_file(environment).ingest.info()
+    assert asked.gpus == []
+    volumes = {path: volume.read_only for path, volume in asked.volumes.items()}
+    assert volumes == {"/documents": True, "/index": False}
+
+
+def test_the_image_has_pins_alone(environment: pytest.MonkeyPatch) -> None:
+    module = deploy_file(environment)
+    assert "vllm==0.32.0" in module.PINS
+    assert all("==" in pin for pin in (*module.PINS, *module.ALSO))
+    ours = (ROOT / "requirements" / "dev.txt").read_text().split()
+    assert {pin for pin in module.ALSO if pin.startswith("asyncpg")} <= set(ours)
+
+
+def test_everything_in_the_packages_is_mounted() -> None:
+    """What the file does not mount would be missing in a container, and only there."""
+    for package in ("server", "retrieval"):
+        files = [path for path in (ROOT / package).rglob("*") if path.is_file()]
+        others = {path.name for path in files if path.suffix not in (".py", ".pyc", ".toml")}
+        assert others <= {"py.typed"}
+
+
+# From enter to exit
 
 
 class Container:
     """Stands where Modal's instance of the class stands; the methods are the file's own."""
 
-    def __init__(self) -> None:
-        self._class = modal_deploy.Server._get_user_cls()
+    def __init__(self, module: ModuleType) -> None:
+        self._class = module.Server._get_user_cls()
 
     def method(self, name: str) -> Callable[..., Any]:
         function: Callable[..., Any] = getattr(self._class, name)._get_raw_f()
         return lambda: function(self)
 
 
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A container's variables, as the image sets them, with the scripted engine."""
-    for name in [name for name in os.environ if name.startswith("GROUNDWIRE_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("GROUNDWIRE_ENGINE", "scripted")
-    monkeypatch.setenv("GROUNDWIRE_DATA_DIR", str(tmp_path / "data"))
-    return monkeypatch
-
-
-@pytest.mark.anyio
-async def test_the_class_serves_the_app_and_closes_it(
-    environment: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    environment.setenv("GROUNDWIRE_API_KEYS", KEY)
-    container = Container()
+@asynccontextmanager
+async def running(module: ModuleType) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a container that has entered."""
+    container = Container(module)
+    await container.method("load")()
     await container.method("start")()
     try:
         app = container.method("web")()
-        transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx.AsyncClient(transport=transport, base_url=f"https://{HOST}") as client,
+            httpx.AsyncClient(
+                transport=httpx.ASGITransport(app),
+                base_url=f"https://{HOST}",
+                headers={"authorization": f"Bearer {KEY}"},
+            ) as client,
         ):
-            assert (await client.get("/health")).status_code == 200
-            assert (await client.get("/ready")).json()["status"] == "ready"
-            body = {"messages": [{"role": "user", "content": "hi"}]}
-            assert (await client.post("/v1/chat/completions", json=body)).status_code == 401
-            headers = {"authorization": f"Bearer {KEY}"}
-            answer = await client.post("/v1/chat/completions", json=body, headers=headers)
-            assert answer.status_code == 200
+            yield client
     finally:
         await container.method("stop")()
-    # Chroma is gone with the container: the directory's lock is free, its address withdrawn.
+
+
+@pytest.fixture
+def container(environment: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """A container's variables, with the scripted engine."""
+    environment.setenv("GROUNDWIRE_ENGINE", "scripted")
+    environment.setenv("GROUNDWIRE_API_KEYS", KEY)
+    environment.setenv("GROUNDWIRE_DATA_DIR", str(tmp_path / "data"))
+    environment.setenv("MODAL_TASK_ID", "ta-7")
+    return environment
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("snapshot", ["0", "1"])
+async def test_published_documents_ground_its_answers(
+    container: pytest.MonkeyPatch, tmp_path: Path, snapshot: str
+) -> None:
+    (tmp_path / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
+    published = tmp_path / "index"
+    words = ("ingest", tmp_path / "tea.txt", "--store", "docs", "--publish", published, "--quiet")
+    subprocess.run([GROUNDWIRE, *words], cwd=tmp_path, check=True, timeout=120)
+    container.setenv("GROUNDWIRE_PUBLISHED_DIR", str(published))
+    container.setenv("GROUNDWIRE_DEFAULT_STORE", "docs")
+
+    module = deploy_file(container, SNAPSHOT=snapshot)
+    container.setattr(
+        module, "refresh", _nothing
+    )  # a Volume reloads in a container of Modal's alone
+    async with running(module) as client:
+        assert (await client.get("/ready")).json()["status"] == "ready"
+        answer = await client.post("/v1/chat/completions", json=ASK)
+        assert answer.headers["x-rag-status"] == "hit"
+        refused = await client.post("/v1/vector_stores", json={"name": "more"})
+        assert refused.status_code == 409
+        assert "modal_deploy.py::ingest" in refused.json()["error"]["message"]
+        client.headers.pop("authorization")
+        assert (await client.post("/v1/chat/completions", json=ASK)).status_code == 401
+
+
+async def _nothing() -> None: ...
+
+
+@pytest.mark.anyio
+async def test_exit_frees_the_directory(container: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async with running(deploy_file(container, MODE="live")):
+        assert (tmp_path / "data" / "chroma.json").exists()
     assert not (tmp_path / "data" / "chroma.json").exists()
 
 
 @pytest.mark.anyio
-@pytest.mark.usefixtures("environment")
-async def test_without_a_key_it_does_not_start(tmp_path: Path) -> None:
+async def test_without_a_key_it_does_not_start(
+    container: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    container.delenv("GROUNDWIRE_API_KEYS")
+    container_ = Container(deploy_file(container))
+    await container_.method("load")()
     with pytest.raises(RuntimeError, match="GROUNDWIRE_API_KEYS"):
-        await Container().method("start")()
+        await container_.method("start")()
     assert not (tmp_path / "data").exists()
 
 
-def test_what_the_class_asks_modal_for() -> None:
-    asked = modal_deploy.Server._get_class_service_function()._spec_
-    assert asked.gpus == "A10G"
-    assert set(asked.volumes) == {"/weights", "/index"}
-    assert [repr(secret) for secret in asked.secrets] == ["modal.Secret.from_name('groundwire')"]
-    assert asked.cpu
-    assert asked.memory
-
-
-def test_ingestion_needs_no_gpu_and_sees_the_documents() -> None:
-    asked = modal_deploy.ingest._spec_
-    assert asked.gpus is None
-    assert set(asked.volumes) == {"/documents", "/index"}
-
-
-def test_the_image_has_the_gpu_pins() -> None:
-    assert "vllm==0.32.0" in modal_deploy.PINS
-    assert all("==" in pin for pin in modal_deploy.PINS)
-
-
-def test_the_packages_are_python_alone() -> None:
-    """Modal mounts `.py` files and no others: data in a package would be missing there, and only there."""
-    for package in ("server", "retrieval"):
-        files = [p for p in (ROOT / package).rglob("*") if p.is_file()]
-        others = {p.name for p in files if p.suffix not in (".py", ".pyc")}
-        assert others <= {"py.typed"}
+def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="groundwire smoke http://127.0.0.1:9.*status 1"):
+        deploy_file(container).groundwire("smoke", "http://127.0.0.1:9")
