@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 
 from retrieval.cache import Bounds, Cache
-from retrieval.embed import QueryBatcher, WholeTexts
+from retrieval.embed import QueryBatcher, Vectors, WholeTexts
+from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
 from retrieval.pipeline import (
     Dense,
@@ -26,24 +27,20 @@ from server.adopted import Indexes, QuerySide
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys, Links, signing_key
-from server.catalog import Catalog
+from server.catalog import Catalog, Store
 from server.checkup import Checkup
 from server.conversation import Conversations, blocks_bytes
 from server.embedding import open_embedder
-from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable, ModelCard
+from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
+from server.engines import begin_engines
 from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
 from server.routing import AUTO, Rule
-from server.settings import (
-    BUNDLED_CHAT_MODEL,
-    Settings,
-    SettingsError,
-    UpstreamSettings,
-    child_environment,
-)
+from server.settings import Settings, SettingsError
+from server.start import StartTrace
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
@@ -91,46 +88,59 @@ class Services:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, progress: Progress = lambda _: None, engine: Engine | None = None
+    settings: Settings,
+    progress: Progress = lambda _: None,
+    engine: Engine | None = None,
+    start: StartTrace | None = None,
 ) -> AsyncIterator[Services]:
-    """Open all parts, smallest first, so that a mistake shows before the minute that an engine takes.
+    """Open all parts; what retrieval needs is opened while the engine loads its model.
 
-    `engine` replaces the configured one. Raises whatever a part raises; what was opened is closed again.
+    `engine` replaces the configured one; `start` times the steps. Raises whatever a part raises; what was
+    opened is closed again, and an engine that still loads is given up.
     """
+    start = StartTrace() if start is None else start
     settings.make_data_dir()
     async with AsyncExitStack() as stack:
-        catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
+        with start.step("catalog"):
+            opening = await Catalog.open(settings.resolved_catalog_url)
+            catalog = await stack.enter_async_context(opening)
         metrics = Metrics(new_registry())
+        if engine is None:
+            ready = await stack.enter_async_context(begin_engines(settings, progress, start))
         progress(
             "starting Chroma"
             if settings.chroma_url is None
             else f"using Chroma at {settings.chroma_url}"
         )
         restarted = metrics.chroma_restarts.inc
-        handle = await stack.enter_async_context(
-            connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
-        )
+        with start.step("chroma"):
+            handle = await stack.enter_async_context(
+                connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
+            )
         progress(f"loading the embedder {settings.embedder}")
-        embedder = await asyncio.to_thread(open_embedder, settings, progress)
-        check_name(embedder.name)
-        vocabulary = await asyncio.to_thread(load_vocabulary)
-        texts = WholeTexts(embedder)
-        stack.push_async_callback(texts.close)
-        batcher = QueryBatcher(embedder)
-        stack.push_async_callback(batcher.close)
-        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        with start.step("embedder"):
+            embedder = await asyncio.to_thread(open_embedder, settings, progress)
+            check_name(embedder.name)
+            vocabulary = await asyncio.to_thread(load_vocabulary)
+            texts = WholeTexts(embedder)
+            stack.push_async_callback(texts.close)
+            batcher = QueryBatcher(embedder)
+            stack.push_async_callback(batcher.close)
+            # The first run compiles; no request should wait for that.
+            warmed = await batcher.embed("warm up")
         indexes = Indexes(settings, QuerySide.of(embedder, batcher))
         stack.push_async_callback(indexes.close)
-        await indexes.warm(await catalog.every_store())
-        reranker = await stack.enter_async_context(reranker_of(settings, progress))
+        lexical = LexicalIndex(settings.data_dir / "lexical")
+        with start.step("index"):
+            stores = await catalog.every_store()
+            await indexes.warm(stores)
+            own = [s for s in stores if settings.default_store in (s.id, s.name) and not s.adopted]
+            await _search_once(own, handle.store, lexical, warmed)
+        reranker = await stack.enter_async_context(reranker_of(settings, progress, start))
         engines: Mapping[str, Engine]
-        if engine is None:
-            engines = await stack.enter_async_context(_open_engines(settings, progress))
-        else:
-            engines = {settings.engine: engine}
+        engines = {settings.engine: engine} if engine is not None else await ready()
         engine = await pooled(engines)
         models = model_names(settings, await engine.models(), embedder.name)
-        lexical = LexicalIndex(settings.data_dir / "lexical")
         retriever = cached_retriever(
             settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
         )
@@ -166,23 +176,38 @@ async def open_services(
         stack.callback(watch.cancel)
         looking = asyncio.ensure_future(services.checkup.watch())
         stack.callback(looking.cancel)
+        metrics.observe_start(start.records)
         yield services
 
 
 @asynccontextmanager
 async def reranker_of(
-    settings: Settings, progress: Progress = lambda _: None
+    settings: Settings, progress: Progress = lambda _: None, start: StartTrace | None = None
 ) -> AsyncIterator[Reranker | None]:
     """The configured reranker, or None. Raises RerankerError."""
     if settings.reranker is None:
         yield None
         return
     progress(f"loading the reranker {settings.reranker}")
-    reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
+    with start.step("reranker") if start is not None else nullcontext():
+        reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
     try:
         yield reranker
     finally:
         await reranker.close()
+
+
+async def _search_once(
+    stores: Sequence[Store], vectors: VectorStore, lexical: LexicalIndex, vector: Vectors
+) -> None:
+    """Search each of these stores by both ways: connections and indexes open with their first use."""
+    await vectors.heartbeat()
+    for store in stores:
+        try:
+            await vectors.query(store.index_name, vector, 1)
+            await asyncio.to_thread(lexical.search, store.index_name, "warm up", 1)
+        except RetrievalError as error:  # requests will be told, and `/ready` tells
+            log.warning("the store %r cannot be searched: %s", store.name, error)
 
 
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:
@@ -201,79 +226,6 @@ def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -
             f"routing: an engine serves a model named {AUTO!r}, which routing needs"
         )
     return Models(chat, embedder, settings.model_aliases, rule)
-
-
-@asynccontextmanager
-async def _open_engines(
-    settings: Settings, progress: Progress
-) -> AsyncIterator[Mapping[str, Engine]]:
-    """All engines by name, the one in this process first.
-
-    The upstreams are opened before it, so that a mistake in one shows before the minute that vLLM takes.
-    """
-    async with AsyncExitStack() as stack:
-        upstreams = {
-            one.name: await stack.enter_async_context(_open_upstream(one, progress))
-            for one in settings.engines
-        }
-        if settings.engine == "upstream":
-            yield upstreams
-            return
-        own = await stack.enter_async_context(_open_engine(settings, progress))
-        yield {settings.engine: own, **upstreams}
-
-
-@asynccontextmanager
-async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[Engine]:
-    if settings.engine == "scripted":
-        from server.engine.scripted import Script, ScriptedEngine
-
-        yield ScriptedEngine(Script(**settings.scripted))
-        return
-    from server.engine.vllm_engine import VllmOptions, open_vllm
-
-    model, args = settings.model, list(settings.vllm_args)
-    if model == BUNDLED_CHAT_MODEL:
-        from server.bundled import chat_model_flags, prepare_chat_model
-
-        model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
-        args = [*chat_model_flags(), *args]
-    progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
-    options = VllmOptions(
-        model=model,
-        served_name=settings.model,
-        args=args,
-        tool_call_parser=settings.tool_call_parser,
-        environment=child_environment(settings),
-        media_domains=settings.allowed_media_domains,
-    )
-    async with open_vllm(options) as engine:
-        progress("warming up")
-        await _warm_up(engine)
-        yield engine
-
-
-@asynccontextmanager
-async def _open_upstream(settings: UpstreamSettings, progress: Progress) -> AsyncIterator[Engine]:
-    from server.engine.upstream import UpstreamOptions, open_upstream
-
-    progress(f"using the engine {settings.name} at {settings.url}")
-    fields = settings.model_dump(exclude={"api_key"})
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    async with open_upstream(UpstreamOptions(**fields, api_key=key)) as engine:
-        yield engine
-
-
-async def _warm_up(engine: Engine) -> None:
-    """Run a request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
-    messages = [{"role": "user", "content": "Warm up. " * 100}]
-    model = (await engine.models())[0].id
-    try:
-        await engine.complete(
-            {"model": model, "messages": messages, "max_tokens": 2}, "chatcmpl-warm-up"
-        )
-    except EngineRejected as error:  # a model without a chat template, or with a very short context
-        log.info("not warmed up: %s", error)
 
 
 async def _watch(services: Services) -> None:

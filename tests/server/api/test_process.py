@@ -106,7 +106,9 @@ def test_sigterm_finishes_what_is_in_flight(data_dir: Path) -> None:
     script = {"answer": "word " * 60, "token_seconds": 0.03}
     with serving(data_dir, script, default_store="docs") as process:
         url = process.ready()
-        assert any("curl " in line for line in process.lines)
+        eventually(lambda: any("curl " in line for line in process.lines))
+        steps = [line.split()[0] for line in process.lines if re.match(r"  \w+ +from ", line)]
+        assert steps == ["imports", "catalog", "chroma", "embedder", "index"]
         chroma = process.chroma
         with (
             httpx.Client(base_url=url, timeout=DEADLINE_SECONDS, trust_env=False) as client,
