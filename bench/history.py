@@ -54,11 +54,12 @@ def _where(scenario: Mapping[str, Any]) -> list[str]:
     seen = scenario["conditions"]
     return [
         "*Before* is what the user who began this project told of theirs: Mistral-7B on an A10G at Modal, the model "
-        "loaded for a question, Chroma far away.",
-        f"*Now* was measured on {seen['cores']} cores of {seen['cpu']} with {seen['model']}, an answer of 16 tokens, the stages added up: "
-        "another model on another",
-        "machine, so only loading, embedding and retrieval can be compared. What an A10G would do is a prediction, "
-        "in `docs/capacity.md`.",
+        "loaded for a question,",
+        f"Chroma far away. *Now* was measured on {seen['cores']} cores of {seen['cpu']} with {seen['model']}, an "
+        "answer of 16 tokens,",
+        "the stages added up. It is another model on another machine, so only loading, embedding and retrieval can be "
+        "compared. What an",
+        "A10G would do is a prediction, in `docs/capacity.md`.",
     ]
 
 

@@ -30,7 +30,7 @@ from server.auth import Keys, Links, signing_key
 from server.catalog import Catalog, Store
 from server.checkup import Checkup
 from server.conversation import Conversations, blocks_bytes
-from server.embedding import open_embedder
+from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
 from server.engines import begin_engines
@@ -100,6 +100,7 @@ async def open_services(
     """
     start = StartTrace() if start is None else start
     settings.make_data_dir()
+    await asyncio.to_thread(check_embedder, settings)
     async with AsyncExitStack() as stack:
         with start.step("catalog"):
             opening = await Catalog.open(settings.resolved_catalog_url)

@@ -182,3 +182,10 @@ def test_a_taken_port_is_said(data_dir: Path) -> None:
     (line,) = popen.stderr.splitlines()
     assert "Address already in use" in line
     assert "--port" in line
+
+
+def test_an_embedder_that_is_none_is_said_before_anything_starts(data_dir: Path) -> None:
+    with serving(data_dir, embedder="./no-such-folder") as process:
+        assert process.ended() == 1
+        (line,) = process.lines
+        assert "'./no-such-folder' is not a model folder" in line
