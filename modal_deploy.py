@@ -158,17 +158,14 @@ class Server:
         Nothing else is frozen: two containers that wake from one snapshot must not share an id, a connection
         or a Chroma. Without snapshots there is nothing to do here.
         """
-        from server.services import open_engine
+        from server.engines import open_asleep
         from server.settings import load_settings
 
         self.stack = AsyncExitStack()
         self.engine = None
         if SNAPSHOT:
-            settings = load_settings()
-            flags = [*settings.vllm_args, "--enable-sleep-mode"]
-            settings = settings.model_copy(update={"vllm_args": flags})
-            self.engine = await self.stack.enter_async_context(open_engine(settings, print))
-            await self.engine.sleep()
+            opening = open_asleep(load_settings(), print)
+            self.engine = await self.stack.enter_async_context(opening)
 
     @modal.enter(snap=False)
     async def start(self) -> None:

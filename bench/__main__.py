@@ -33,6 +33,7 @@ from bench.scenarios import (
     scale,
     search,
     stages,
+    start,
 )
 
 #: Names that the tables have already.
@@ -44,6 +45,7 @@ SCENARIOS = (
     Scenario("search", "retrieval over HTTP", search.run, engine=False),
     Scenario("repeat", "a repeated question", repeat.run, engine=False),
     Scenario("scale", "ten times the passages", scale.run, engine=False),
+    Scenario("start", "start to the first token", start.run),
     Scenario("memory", "resident memory beside vLLM", memory.run),
     Scenario("stages", "a grounded request, by stage", stages.run),
     Scenario("plan", "`groundwire plan` for this CPU", plan.run),

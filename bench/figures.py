@@ -8,6 +8,9 @@ from typing import Any
 
 from bench.stats import Interval, Target, mean_interval, paired_difference, paired_ratio
 
+#: Beside how long a step of a start took: when it began.
+BEGAN = "s after the process"
+
 
 @dataclass(frozen=True, slots=True)
 class Figure:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -100,7 +100,8 @@ class Lab:
             data = await self.data_dir()
             self.end_searcher()  # an owner of the directory that nobody needs any longer
             print("  starting both servers", flush=True)
-            self._pair = Pair(self._bare(), self._ours(data))
+            bare = self._paired.enter_context(self.bare())
+            self._pair = Pair(bare, self._paired.enter_context(self.ours(data)))
         return self._pair
 
     async def searcher(self) -> Server:
@@ -120,25 +121,24 @@ class Lab:
         self._paired.close()
         self._pair = None
 
-    def _bare(self) -> Server:
+    def bare(self) -> AbstractContextManager[Server]:
+        """Bare vLLM, not started yet, with the flags of this run."""
         log = self.folder / "bare.log"
         if self.scripted:
             data = self.folder / "bare-data"
-            bare = groundwire(data, log, model="", store=None, scripted=True, name="bare")
-        else:
-            model = prepare_chat_model(load_settings().models_dir, print)
-            bare = bare_vllm(model, BUNDLED_CHAT_MODEL, self.engine_flags, log)
-        return self._paired.enter_context(bare)
+            return groundwire(data, log, model="", store=None, scripted=True, name="bare")
+        model = prepare_chat_model(load_settings().models_dir, print)
+        return bare_vllm(model, BUNDLED_CHAT_MODEL, self.engine_flags, log)
 
-    def _ours(self, data: Path) -> Server:
-        server = groundwire(
+    def ours(self, data: Path) -> AbstractContextManager[Server]:
+        """Groundwire over `data`, not started yet, with the same flags."""
+        return groundwire(
             data,
             self.folder / "groundwire.log",
             model=BUNDLED_CHAT_MODEL,
             flags=self.engine_flags,
             scripted=self.scripted,
         )
-        return self._paired.enter_context(server)
 
 
 def body(content: str, tokens: int) -> dict[str, Any]:

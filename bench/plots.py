@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from bench.figures import BEGAN
+
 WIDTH, LEFT, RIGHT, TOP, ROW = 640, 190, 80, 36, 22
 STYLE = (
     "text{font:13px system-ui,sans-serif;fill:#1f2328}.t{font-weight:600}.a{fill:#0969da}.b{fill:#8c959f}"
@@ -19,16 +21,17 @@ STYLE = (
 
 
 class Bar(NamedTuple):
-    """One row; `plain` draws it in grey, as the thing compared with."""
+    """One row; `plain` draws it in grey, as the thing compared with. A bar may begin elsewhere than at zero."""
 
     label: str
     value: float
     plain: bool = False
+    begin: float = 0.0
 
 
 def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
-    """An SVG of the rows in their order, longest bar as wide as there is room."""
-    most = max(row.value for row in rows) or 1.0
+    """An SVG of the rows in their order, the bar that ends last reaching as far as there is room."""
+    scale = (WIDTH - LEFT - RIGHT) / (max(row.begin + row.value for row in rows) or 1.0)
     height = TOP + ROW * len(rows) + 8
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
@@ -36,12 +39,12 @@ def bars(title: str, unit: str, rows: Sequence[Bar]) -> str:
         f'<style>{STYLE}</style><text class="t" x="8" y="20">{escape(title)} ({escape(unit)})</text>',
     ]
     for number, row in enumerate(rows):
-        y, width = TOP + ROW * number, (WIDTH - LEFT - RIGHT) * row.value / most
+        y, x, width = TOP + ROW * number, LEFT + scale * row.begin, max(scale * row.value, 1)
         lines.append(
             f'<text x="{LEFT - 8}" y="{y + 13}" text-anchor="end">{escape(row.label)}</text>'
-            f'<rect class="{"b" if row.plain else "a"}" x="{LEFT}" y="{y + 1}" width="{max(width, 1):.1f}" '
+            f'<rect class="{"b" if row.plain else "a"}" x="{x:g}" y="{y + 1}" width="{width:.1f}" '
             f'height="{ROW - 6}" rx="2"/>'
-            f'<text x="{LEFT + max(width, 1) + 6:.1f}" y="{y + 13}">{row.value:.3g}</text>'
+            f'<text x="{x + width + 6:.1f}" y="{y + 13}">{row.value:.3g}</text>'
         )
     return "\n".join([*lines, "</svg>", ""])
 
@@ -75,6 +78,19 @@ def _stages(figures: Sequence[Mapping[str, Any]]) -> list[Bar]:
     return [bar for bar in _values(figures) if bar.label not in ("queue", "prefill", "decode")]
 
 
+def _steps(figures: Sequence[Mapping[str, Any]]) -> list[Bar]:
+    """Each step from where it begins: what stands above and below one another ran side by side."""
+    return [
+        Bar(
+            figure["name"].removeprefix("of that "),
+            median(figure["rounds"]["Groundwire"]),
+            begin=median(figure["rounds"][BEGAN]),
+        )
+        for figure in figures
+        if BEGAN in figure["rounds"]
+    ]
+
+
 def _throughput(figures: Sequence[Mapping[str, Any]]) -> list[Bar]:
     rows = []
     seen = set()
@@ -93,5 +109,6 @@ def _throughput(figures: Sequence[Mapping[str, Any]]) -> list[Bar]:
 PLOTS = (
     ("latency-by-stage.svg", "stages", "A grounded request before the engine", "ms", _stages),
     ("throughput.svg", "off", "Throughput by concurrency", "tokens/s", _throughput),
+    ("start-by-step.svg", "start", "From the process to the first token", "s", _steps),
     ("retrieval-by-size.svg", "scale", "Retrieval by collection size", "ms", _values),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from bench.history import before_and_after
 from bench.plots import plots, save_plots
 
 ROOT = Path(__file__).parents[1]
@@ -43,8 +44,9 @@ def publish(root: Path) -> None:
 def pages(results: Mapping[str, Any]) -> dict[str, str]:
     """What stands between the markers of each page: everything in one, what has a target in the other."""
     images = "\n\n".join(f"![{Path(file).stem}]({file})" for file in plots(results))
+    story = before_and_after(results)
     return {
-        "docs/performance.md": f"{tables(results)}\n\n{images}".rstrip(),
+        "docs/performance.md": "\n\n".join(filter(None, (story, tables(results), images))),
         "README.md": tables(results, lambda figure: figure["target"] is not None),
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from retrieval.embed import EmbedderSpec, load_embedder
+from retrieval.embed import EmbedderSpec, find_embedder, load_embedder
 from retrieval.embed.base import Embedder
 from server.settings import BUNDLED_EMBEDDER, Settings
 
@@ -17,7 +17,17 @@ def open_embedder(settings: Settings, progress: Progress) -> Embedder:
 
     Blocks for seconds. Raises EmbedderError, BundledModelError.
     """
-    spec = EmbedderSpec(
+    return _open(_spec(settings), progress)
+
+
+def check_embedder(settings: Settings) -> None:
+    """Raises EmbedderError where the configured embedder cannot be loaded, as far as that shows at once."""
+    if settings.embedder != BUNDLED_EMBEDDER:  # that one may not be prepared yet
+        find_embedder(_spec(settings))
+
+
+def _spec(settings: Settings) -> EmbedderSpec:
+    return EmbedderSpec(
         model=settings.embedder,
         models_dir=settings.models_dir,
         query_prefix=settings.query_prefix,
@@ -25,7 +35,6 @@ def open_embedder(settings: Settings, progress: Progress) -> Embedder:
         backend=settings.embedder_backend,
         query_precision=settings.query_precision,
     )
-    return _open(spec, progress)
 
 
 def open_other(

@@ -67,16 +67,20 @@ class Knowledge:
 
 
 @asynccontextmanager
-async def open_storage(
-    settings: Settings, metrics: Metrics, version: int = 0
-) -> AsyncIterator[Storage]:
-    """The catalog, Chroma and keyword index of `settings.data_dir`. Raises what each of them raises."""
+async def open_catalog(settings: Settings) -> AsyncIterator[Catalog]:
+    """The catalog of `settings.data_dir`, which is made at need. Raises CatalogError."""
     settings.make_data_dir()
+    async with await Catalog.open(settings.resolved_catalog_url) as catalog:
+        yield catalog
+
+
+@asynccontextmanager
+async def open_storage(
+    settings: Settings, catalog: Catalog, metrics: Metrics, version: int = 0
+) -> AsyncIterator[Storage]:
+    """Chroma and the keyword index of `settings.data_dir`, with its catalog. Raises what each of them raises."""
     restarted = metrics.chroma_restarts.inc
-    async with (
-        await Catalog.open(settings.resolved_catalog_url) as catalog,
-        connect(settings.data_dir, settings.chroma_url, on_restart=restarted) as chroma,
-    ):
+    async with connect(settings.data_dir, settings.chroma_url, on_restart=restarted) as chroma:
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None
         secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
@@ -115,7 +119,8 @@ async def open_knowledge(
 async def open_version(settings: Settings, version: int, parts: Parts) -> AsyncIterator[Knowledge]:
     """A version whose copy is `settings.data_dir`, for a server that has its other parts already."""
     async with (
-        open_storage(settings, parts.metrics, version) as storage,
+        open_catalog(settings) as catalog,
+        open_storage(settings, catalog, parts.metrics, version) as storage,
         open_indexes(storage, parts.sides) as indexes,
         open_knowledge(storage, indexes, parts) as knowledge,
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from retrieval.cache import Bounds, Cache
@@ -30,6 +30,7 @@ from retrieval.types import Retrieval
 from server.conversation import Conversations, blocks_bytes
 from server.queries import FollowUpWeights
 from server.settings import Settings
+from server.start import StartTrace
 from server.telemetry.metrics import CacheCounts, Metrics
 
 #: Turns that are remembered; the bytes are the tighter bound.
@@ -54,14 +55,15 @@ def followup_weights(settings: Settings) -> FollowUpWeights:
 
 @asynccontextmanager
 async def reranker_of(
-    settings: Settings, progress: Progress = lambda _: None
+    settings: Settings, progress: Progress = lambda _: None, start: StartTrace | None = None
 ) -> AsyncIterator[Reranker | None]:
     """The configured reranker, or None. Raises RerankerError."""
     if settings.reranker is None:
         yield None
         return
     progress(f"loading the reranker {settings.reranker}")
-    reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
+    with start.step("reranker") if start is not None else nullcontext():
+        reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
     try:
         yield reranker
     finally:

@@ -5,33 +5,37 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
+from retrieval.errors import RetrievalError
 from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
-from server.embedding import open_embedder
-from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnreachable, ModelCard
+from server.embedding import check_embedder, open_embedder
+from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
+from server.engines import begin_engines
 from server.handover import Handover
-from server.knowledge import Parts, open_indexes, open_knowledge, open_storage
+from server.knowledge import (
+    Parts,
+    Storage,
+    open_catalog,
+    open_indexes,
+    open_knowledge,
+    open_storage,
+)
 from server.limits import Admission, Limits
 from server.plan import Models
 from server.replica import Copies, Refresh, Replica, open_copies
 from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
-from server.settings import (
-    BUNDLED_CHAT_MODEL,
-    Settings,
-    SettingsError,
-    UpstreamSettings,
-    child_environment,
-)
+from server.settings import Settings, SettingsError
+from server.start import StartTrace
 from server.telemetry.metrics import CacheCounts, Gateway, Metrics, new_registry
 from server.telemetry.push import own_instance, pushing
 from server.token_ids import Vocabulary, check_name, load_vocabulary
@@ -81,37 +85,50 @@ async def open_services(
     progress: Progress = lambda _: None,
     engine: Engine | None = None,
     refresh: Refresh | None = None,
+    start: StartTrace | None = None,
 ) -> AsyncIterator[Services]:
-    """Open all parts, smallest first, so that a mistake shows before the minute that an engine takes.
+    """Open all parts; what retrieval needs is opened while the engine loads its model.
 
     `engine` replaces the configured one; `refresh` makes the newest state of `published_dir` visible, where that
-    is a mounted volume. Raises whatever a part raises; what was opened is closed again.
+    is a mounted volume; `start` times the steps. Raises whatever a part raises; what was opened is closed again,
+    and an engine that still loads is given up.
     """
+    start = StartTrace() if start is None else start
+    await asyncio.to_thread(check_embedder, settings)
     metrics = Metrics(new_registry())
     async with AsyncExitStack() as stack:
         # What is closed when a newer version of the index has taken over, or with the rest.
         first = await stack.enter_async_context(AsyncExitStack())
-        copies, version, here = await _index_directory(settings, refresh, progress, stack, first)
+        with start.step("index_copy") if settings.published_dir else nullcontext():
+            copies, version, here = await _index_directory(
+                settings, refresh, progress, stack, first
+            )
+        with start.step("catalog"):
+            catalog = await first.enter_async_context(open_catalog(here))
+        if engine is None:
+            ready = await stack.enter_async_context(begin_engines(settings, progress, start))
         progress(
             "starting Chroma"
             if settings.chroma_url is None
             else f"using Chroma at {settings.chroma_url}"
         )
-        storage = await first.enter_async_context(open_storage(here, metrics, version))
+        with start.step("chroma"):
+            opening = open_storage(here, catalog, metrics, version)
+            storage = await first.enter_async_context(opening)
         progress(f"loading the embedder {settings.embedder}")
-        embedder = await asyncio.to_thread(open_embedder, settings, progress)
-        check_name(embedder.name)
-        vocabulary = await asyncio.to_thread(load_vocabulary)
-        texts = WholeTexts(embedder)
-        stack.push_async_callback(texts.close)
-        sides = await stack.enter_async_context(_open_sides(settings, embedder))
-        indexes = await first.enter_async_context(open_indexes(storage, sides))
-        reranker = await stack.enter_async_context(reranker_of(settings, progress))
+        with start.step("embedder"):
+            embedder = await asyncio.to_thread(open_embedder, settings, progress)
+            check_name(embedder.name)
+            vocabulary = await asyncio.to_thread(load_vocabulary)
+            texts = WholeTexts(embedder)
+            stack.push_async_callback(texts.close)
+            sides = await stack.enter_async_context(_open_sides(settings, embedder))
+        with start.step("index"):
+            indexes = await first.enter_async_context(open_indexes(storage, sides))
+            await _search_once(settings.default_store, storage, sides.own)
+        reranker = await stack.enter_async_context(reranker_of(settings, progress, start))
         engines: Mapping[str, Engine]
-        if engine is None:
-            engines = await stack.enter_async_context(_open_engines(settings, progress))
-        else:
-            engines = {settings.engine: engine}
+        engines = {settings.engine: engine} if engine is not None else await ready()
         engine = await pooled(engines)
         models = model_names(settings, await engine.models(), embedder.name)
         parts = Parts(settings, engine, sides, reranker, Caches.of(settings, metrics), metrics)
@@ -139,6 +156,7 @@ async def open_services(
             instance = settings.push_instance or own_instance()
             gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
             await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
+        metrics.observe_start(start.records)
         yield services
 
 
@@ -185,6 +203,20 @@ def _run(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
     stack.push_async_callback(end)
 
 
+async def _search_once(default_store: str | None, storage: Storage, side: QuerySide) -> None:
+    """Search the default store by both ways: connections and indexes open with their first use."""
+    await storage.vectors.heartbeat()
+    vector = await side.queries.embed("warm up")
+    for store in await storage.catalog.every_store():
+        if default_store not in (store.id, store.name) or store.adopted is not None:
+            continue
+        try:
+            await storage.vectors.query(store.index_name, vector, 1)
+            await asyncio.to_thread(storage.lexical.search, store.index_name, "warm up", 1)
+        except RetrievalError as error:  # requests will be told, and `/ready` tells
+            log.warning("the store %r cannot be searched: %s", store.name, error)
+
+
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:
     """The names that `model` may have. Raises SettingsError where `routing` does not fit the engines' models."""
     chat = tuple(card.id for card in cards)
@@ -201,82 +233,6 @@ def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -
             f"routing: an engine serves a model named {AUTO!r}, which routing needs"
         )
     return Models(chat, embedder, settings.model_aliases, rule)
-
-
-@asynccontextmanager
-async def _open_engines(
-    settings: Settings, progress: Progress
-) -> AsyncIterator[Mapping[str, Engine]]:
-    """All engines by name, the one in this process first.
-
-    The upstreams are opened before it, so that a mistake in one shows before the minute that vLLM takes.
-    """
-    async with AsyncExitStack() as stack:
-        upstreams = {
-            one.name: await stack.enter_async_context(_open_upstream(one, progress))
-            for one in settings.engines
-        }
-        if settings.engine == "upstream":
-            yield upstreams
-            return
-        own = await stack.enter_async_context(_open_engine(settings, progress))
-        yield {settings.engine: own, **upstreams}
-
-
-@asynccontextmanager
-async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[Engine]:
-    if settings.engine == "scripted":
-        from server.engine.scripted import Script, ScriptedEngine
-
-        yield ScriptedEngine(Script(**settings.scripted))
-        return
-    from server.engine.device import fit_warnings
-    from server.engine.vllm_engine import VllmOptions, open_vllm
-
-    model, args = settings.model, list(settings.vllm_args)
-    if model == BUNDLED_CHAT_MODEL:
-        from server.bundled import chat_model_flags, prepare_chat_model
-
-        model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
-        args = [*chat_model_flags(), *args]
-    for warning in await asyncio.to_thread(fit_warnings, settings.model, model, args):
-        log.warning("%s", warning)
-    progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
-    options = VllmOptions(
-        model=model,
-        served_name=settings.model,
-        args=args,
-        tool_call_parser=settings.tool_call_parser,
-        environment=child_environment(settings),
-        media_domains=settings.allowed_media_domains,
-    )
-    async with open_vllm(options) as engine:
-        progress("warming up")
-        await _warm_up(engine)
-        yield engine
-
-
-@asynccontextmanager
-async def _open_upstream(settings: UpstreamSettings, progress: Progress) -> AsyncIterator[Engine]:
-    from server.engine.upstream import UpstreamOptions, open_upstream
-
-    progress(f"using the engine {settings.name} at {settings.url}")
-    fields = settings.model_dump(exclude={"api_key"})
-    key = settings.api_key.get_secret_value() if settings.api_key else None
-    async with open_upstream(UpstreamOptions(**fields, api_key=key)) as engine:
-        yield engine
-
-
-async def _warm_up(engine: Engine) -> None:
-    """Run a request about as long as a grounded one: the first of that size is slow, and should be nobody's."""
-    messages = [{"role": "user", "content": "Warm up. " * 100}]
-    model = (await engine.models())[0].id
-    try:
-        await engine.complete(
-            {"model": model, "messages": messages, "max_tokens": 2}, "chatcmpl-warm-up"
-        )
-    except EngineRejected as error:  # a model without a chat template, or with a very short context
-        log.info("not warmed up: %s", error)
 
 
 async def _watch(services: Services) -> None:

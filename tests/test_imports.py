@@ -44,6 +44,11 @@ SLOW = {
     "torch",
     "transformers",
 }
+#: What a command's help has no use for, quick or not.
+NOT_FOR_HELP = {
+    "alembic", "fastapi", "httpx", "kreuzberg", "modal", "numpy", "prometheus_client", "pydantic",
+    "pydantic_settings", "rich", "sqlalchemy", "starlette", "tantivy", "tokenizers", "uvicorn",
+}  # fmt: skip
 #: `retrieval` knows nothing of HTTP servers, OpenAI, Prometheus, vLLM or the wire.
 FOREIGN_TO_RETRIEVAL = {
     "server", "fastapi", "starlette", "uvicorn", "openai", "prometheus_client", "vllm", "pydantic",
@@ -60,11 +65,12 @@ IMPORTERS = {
         "server.services", "server.handover", "server.replica", "server.deps", "server.api.*",
     },
     "server.replica": {"server.services"},
-    "server.engine.vllm_engine": {"server.services"},
-    "server.engine.device": {"server.services"},
+    "server.engines": {"server.services", "modal_deploy"},
+    "server.engine.vllm_engine": {"server.engines"},
+    "server.engine.device": {"server.engines"},
     # Settings check the script while they are read, so that a mistake names its field.
-    "server.engine.upstream": {"server.services", "server.engine.upstream.*"},
-    "server.engine.scripted": {"server.services", "server.settings"},
+    "server.engine.upstream": {"server.engines", "server.engine.upstream.*"},
+    "server.engine.scripted": {"server.engines", "server.settings"},
     "retrieval.search.chroma": {"retrieval.search", "retrieval.search.*"},
     "server.catalog.tables": {"server.catalog.*"},
 }  # fmt: skip
@@ -214,16 +220,32 @@ def test_slow_libraries_are_imported_inside_functions() -> None:
     assert early == []
 
 
-def test_the_command_line_s_help_imports_nothing_slow() -> None:
-    program = (
-        "import sys\nfrom server.cli import main\n"
-        "try:\n    main(['serve', '--help'])\nexcept SystemExit:\n    pass\n"
-        "print(*sorted(sys.modules), sep='\\n')"
-    )
-    listed = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split("\n")
-    assert {*SLOW, "fastapi", "sqlalchemy", "tantivy"} & set(listed) == set()
+def loaded_after(program: str) -> set[str]:
+    """The top names of all modules that a fresh Python holds after the program."""
+    listing = "\nprint(*{name.partition('.')[0] for name in sys.modules}, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{program}{listing}"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return set(done.stdout.split("\n"))
+
+
+def test_the_command_line_s_help_imports_next_to_nothing() -> None:
+    program = """from server.cli import COMMANDS, main
+for command in ("", *(module.__name__.rpartition(".")[2] for module in COMMANDS)):
+    try:
+        main([command, "--help"] if command else ["--help"])
+    except SystemExit as end:
+        assert not end.code, command
+"""
+    assert loaded_after(program) & {*SLOW, *NOT_FOR_HELP} == set()
+
+
+def test_a_command_on_the_catalog_imports_nothing_of_models(tmp_path: Path) -> None:
+    program = f"""from server.cli import main
+assert main(["stores", "--data-dir", {str(tmp_path)!r}]) == 0
+"""
+    assert loaded_after(program) & {*SLOW, "fastapi", "tantivy", "tokenizers", "kreuzberg"} == set()
 
 
 def test_no_cycles() -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "QueryBatcher",
     "Vectors",
     "WholeTexts",
+    "find_embedder",
     "load_embedder",
 ]
 
@@ -47,13 +48,8 @@ class EmbedderSpec:
 
 
 def load_embedder(spec: EmbedderSpec) -> Embedder:
-    """Load the embedder that `spec` names; blocking, seconds.
-
-    `auto` is OpenVINO where it is installed and the model's folder has its files, then ONNX Runtime where
-    the folder has an ONNX file, then sentence-transformers. Raises EmbedderError.
-    """
-    folder = _find_folder(spec)
-    backend = spec.backend if spec.backend != "auto" else _choose(spec, folder)
+    """Load the embedder that `spec` names; blocking, seconds. Raises EmbedderError."""
+    folder, backend = find_embedder(spec)
     if backend == "torch":
         from retrieval.embed.torch_embedder import TorchEmbedder
 
@@ -64,6 +60,27 @@ def load_embedder(spec: EmbedderSpec) -> Embedder:
             query_prefix=spec.query_prefix,
             threads=spec.threads,
         )
+    assert folder is not None
+    model = read_folder(folder, spec.query_prefix)
+    if backend == "openvino":
+        from retrieval.embed.openvino_embedder import open_openvino
+
+        return open_openvino(model, threads=spec.threads, queries=spec.query_precision)
+    from retrieval.embed.onnx_embedder import open_onnx
+
+    return open_onnx(model, threads=spec.threads)
+
+
+def find_embedder(spec: EmbedderSpec) -> tuple[Path | None, str]:
+    """The folder (None: to be asked of the hub) and the backend of an embedder, without loading anything.
+
+    `auto` is OpenVINO where it is installed and the model's folder has its files, then ONNX Runtime where
+    the folder has an ONNX file, then sentence-transformers. Raises EmbedderError for what cannot be loaded.
+    """
+    folder = _find_folder(spec)
+    backend = spec.backend if spec.backend != "auto" else _choose(spec, folder)
+    if backend == "torch":
+        return folder, backend
     if spec.device not in (None, "cpu"):
         raise EmbedderError(
             f"embedder backend {backend!r} runs on the CPU, but device {spec.device!r} was asked for; "
@@ -74,14 +91,7 @@ def load_embedder(spec: EmbedderSpec) -> Embedder:
             f"embedder backend {backend!r} needs a local folder, and {spec.model!r} is none "
             f"(looked there and in {spec.models_dir}); give its path, or use backend 'torch'"
         )
-    model = read_folder(folder, spec.query_prefix)
-    if backend == "openvino":
-        from retrieval.embed.openvino_embedder import open_openvino
-
-        return open_openvino(model, threads=spec.threads, queries=spec.query_precision)
-    from retrieval.embed.onnx_embedder import open_onnx
-
-    return open_onnx(model, threads=spec.threads)
+    return folder, backend
 
 
 def _find_folder(spec: EmbedderSpec) -> Path | None:

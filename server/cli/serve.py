@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import time
 from typing import TYPE_CHECKING, NoReturn
 
 from server.cli.local import LOCAL_SETTINGS
@@ -20,6 +19,7 @@ from server.cli.local import LOCAL_SETTINGS
 if TYPE_CHECKING:
     from server.listener import Listener
     from server.settings import Settings
+    from server.start import StartTrace
 
 #: The settings that have a flag here; the rest are set by environment or file.
 SETTINGS = (
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
         return 2
     for noisy in ("httpx", "httpcore", "chromadb", "openvino"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # While the engine loads, its code blocks the event loop: only a real signal handler is heard then.
+    # Parts of a start block the event loop: only a real signal handler is heard then.
     signal.signal(signal.SIGTERM, _interrupt)
     from server.listener import run_in_loop
 
@@ -78,14 +78,18 @@ def _interrupt(*_: object) -> None:
 
 
 async def _serve(settings: Settings) -> int:
+    from server.start import StartTrace, process_began
+
+    start = StartTrace(process_began())
     from server.app import create_app
     from server.listener import Listener
     from server.services import open_services
 
-    progress = _Progress()
+    start.record("imports")
+    progress = _Progress(start)
     try:
         _check_port(settings)
-        async with open_services(settings, progress) as services:
+        async with open_services(settings, progress, start=start) as services:
             listener = Listener(
                 create_app(settings, services),
                 settings,
@@ -138,21 +142,26 @@ async def _stop_when(event: asyncio.Event, listener: Listener) -> None:
 
 
 class _Progress:
-    """Says on stderr what the start is doing, with the seconds so far."""
+    """Says on stderr what the start is doing, with the seconds so far, and at the end what took how long."""
 
-    def __init__(self) -> None:
-        self._start = time.monotonic()
+    def __init__(self, start: StartTrace) -> None:
+        self._start = start
 
     def __call__(self, step: str) -> None:
-        print(f"[{time.monotonic() - self._start:5.1f} s] {step}", file=sys.stderr, flush=True)
+        self._say(f"[{self._start.elapsed_seconds():5.1f} s] {step}")
 
     def ready(self, url: str, *, needs_key: bool) -> None:
+        from server.start import described
+
+        self("the start, step by step:")
+        self._say("\n".join(f"  {line}" for line in described(self._start.records)))
         self(f"Groundwire is ready on {url}")
         key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
         body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "What is Groundwire?"}]}'
-        print(
+        self._say(
             f"\nTry it:\n  curl {url}/v1/chat/completions{key} \\\n"
-            f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n",
-            file=sys.stderr,
-            flush=True,
+            f"    -H 'Content-Type: application/json' \\\n    -d '{body}'\n"
         )
+
+    def _say(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from starlette.types import ASGIApp
 
@@ -165,6 +165,27 @@ class Engine(Protocol):
 
     def check_health(self) -> None:
         """Raises EngineDead once the engine cannot answer any more, EngineUnreachable while it does not."""
+
+
+@runtime_checkable
+class Sleeper(Engine, Protocol):
+    """An engine that can free its accelerator for a while, as a snapshot of its memory needs it."""
+
+    async def sleep(self) -> None:
+        """Move the weights to the host's memory and drop keys and values; nothing may be asked meanwhile.
+
+        Raises EngineUnsupported where the engine was not started for it.
+        """
+
+    async def wake(self) -> None:
+        """Make it as it was, with an empty cache. Raises EngineUnsupported."""
+
+
+def sleeper(engine: Engine) -> Sleeper:
+    """The engine as one that can sleep. Raises EngineUnsupported for one of a kind that cannot."""
+    if not isinstance(engine, Sleeper):
+        raise EngineUnsupported("only an engine in this process can sleep")
+    return engine
 
 
 def trouble(engine: Engine, model: str) -> EngineError | None:

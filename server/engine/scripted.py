@@ -63,10 +63,15 @@ class Script:
 
 @dataclass
 class Seen:
-    """What the engine was given and gave up, for whoever drives it: bodies, and ids of aborted requests."""
+    """What the engine was given and gave up, for whoever drives it: bodies, and ids of aborted requests.
+
+    `slept` counts how often it was sent to sleep; `asleep` is whether it was not woken since.
+    """
 
     bodies: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=KEPT))
     aborted: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
+    slept: int = 0
+    asleep: bool = False
 
 
 class ScriptedEngine:
@@ -143,6 +148,13 @@ class ScriptedEngine:
     def check_health(self) -> None:
         if self.script.fail == "dead":
             raise EngineDead("the scripted engine was told to be dead")
+
+    async def sleep(self) -> None:
+        self.seen.slept += 1
+        self.seen.asleep = True
+
+    async def wake(self) -> None:
+        self.seen.asleep = False
 
     async def _accept(self, body: Body) -> int:
         self.seen.bodies.append(dict(body))

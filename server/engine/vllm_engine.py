@@ -1,8 +1,8 @@
 """The product's engine: vLLM's `AsyncLLM` in this process, spoken to through vLLM's own serving layer.
 
-Only the entry points that stayed stable over vLLM's releases are used (`build_async_engine_client`,
-`build_app`, `init_app_state` and the route functions), so that tools, structured outputs, logprobs, `n`,
-stop, seed and usage are vLLM's own. The one file that imports vLLM.
+Only the entry points that stayed stable over vLLM's releases are used (`AsyncLLM`, `build_app`,
+`init_app_state` and the route functions), so that tools, structured outputs, logprobs, `n`, stop, seed and
+usage are vLLM's own. The one file that imports vLLM.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import asyncio
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,7 @@ from server.engine.base import (
     EngineOverloaded,
     EngineRejected,
     EngineTimings,
+    EngineUnsupported,
     Events,
     ModelCard,
     is_chat,
@@ -69,6 +71,22 @@ OUR_FLAGS = {
     "uds": "--host and --port",
     "middleware": "a proxy",
 }
+#: What loading a model imports, in pieces that take a few seconds each.
+ENGINE_MODULES = (
+    "torch",
+    "transformers",
+    "vllm.engine.arg_utils",
+    "vllm.entrypoints.launchers.cli_args",
+    "vllm.v1.engine.async_llm",
+)
+#: What serving it imports beyond that.
+APP_MODULES = (
+    "vllm.entrypoints.launchers.api_server.app_state",
+    "vllm.entrypoints.launchers.app",
+    "vllm.entrypoints.openai.chat_completion.api_router",
+    "vllm.entrypoints.openai.completion.api_router",
+    "vllm.entrypoints.serve.tokenize.protocol",
+)
 #: Turns of the event loop in which vLLM has validated a request: it does so before it first waits.
 VALIDATION_TURNS = 3
 #: The same for a list of prompts, each of which it gives a task of its own.
@@ -106,14 +124,7 @@ def parse_vllm_args(options: VllmOptions) -> Any:
     Raises EngineError for a flag that would do nothing here; vLLM's parser ends the process with its usage
     message on a flag that it does not know.
     """
-    for arg in options.args:
-        name = arg.lstrip("-").partition("=")[0].replace("_", "-")
-        if arg.startswith("--") and name in OUR_FLAGS:
-            raise EngineError(f"--{name} is vLLM's and does nothing here; use {OUR_FLAGS[name]}")
-    for name, value in (options.environment or {}).items():
-        os.environ.setdefault(name, value)
-    # Workers are spawned, never forked: this process has threads by then.
-    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    _prepare(options)
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -123,15 +134,85 @@ def parse_vllm_args(options: VllmOptions) -> Any:
     return args
 
 
+def _prepare(options: VllmOptions) -> None:
+    """Check the flags and set the environment that vLLM reads when it is imported. Raises EngineError."""
+    for arg in options.args:
+        name = arg.lstrip("-").partition("=")[0].replace("_", "-")
+        if arg.startswith("--") and name in OUR_FLAGS:
+            raise EngineError(f"--{name} is vLLM's and does nothing here; use {OUR_FLAGS[name]}")
+    for name, value in (options.environment or {}).items():
+        os.environ.setdefault(name, value)
+    # Workers are spawned, never forked: this process has threads by then.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedVllm:
+    """A vLLM that has loaded its model in a process of its own, and its arguments."""
+
+    client: Any
+    args: Any
+
+    def close(self) -> None:
+        """Stop the engine and its processes."""
+        self.client.shutdown(timeout=self.client.vllm_config.shutdown_timeout)
+
+
+def load_vllm(
+    options: VllmOptions,
+    step: Callable[[str], AbstractContextManager[None]],
+    check: Callable[[], None],
+) -> LoadedVllm:
+    """Import vLLM and load the model; blocks for as long as that takes, in any thread.
+
+    `step` times the two parts, `engine_imports` and `engine`. `check` is called between pieces of them and
+    raises to end the work. Raises as `parse_vllm_args`, and whatever vLLM raises.
+    """
+    _prepare(options)
+    with step("engine_imports"):
+        for module in ENGINE_MODULES:
+            check()
+            import_module(module)
+        args = parse_vllm_args(options)
+    check()
+    with step("engine"):
+        return LoadedVllm(_new_client(args), args)
+
+
+def _new_client(args: Any) -> Any:
+    """As vLLM's `build_async_engine_client` makes it, which wants an event loop to block."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
+    from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    propagate_flash_late_interaction(args, engine_args)
+    usage = UsageContext.OPENAI_API_SERVER
+    return AsyncLLM.from_vllm_config(
+        engine_args.create_engine_config(usage_context=usage),
+        usage_context=usage,
+        enable_log_requests=engine_args.enable_log_requests,
+        aggregate_engine_logging=engine_args.aggregate_engine_logging,
+        disable_log_stats=engine_args.disable_log_stats,
+    )
+
+
+def import_app() -> None:
+    """Import what `open_vllm` needs; blocks for seconds. Not while the same thread's `load_vllm` imports."""
+    for module in APP_MODULES:
+        import_module(module)
+
+
 @asynccontextmanager
-async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
-    """Load the model and yield the engine; leaving stops it and its worker processes."""
-    args = parse_vllm_args(options)
+async def open_vllm(loaded: LoadedVllm) -> AsyncIterator[VllmEngine]:
+    """Yield the engine; leaving stops it and its worker processes."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-    from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
 
-    async with build_async_engine_client(args) as client:
+    client, args = loaded.client, loaded.args
+    try:
+        await client.reset_mm_cache()  # what vLLM made up to measure itself need not stay in memory
         tasks = await client.get_supported_tasks()
         with _log_levels_kept():
             app = build_app(args, tasks, client.model_config)
@@ -140,6 +221,8 @@ async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
         app.state.server = SimpleNamespace(should_exit=False)
         async with app.router.lifespan_context(app):
             yield VllmEngine(client, app)
+    finally:
+        loaded.close()
 
 
 @contextmanager
@@ -255,6 +338,21 @@ class VllmEngine:
     def check_health(self) -> None:
         if self._client.errored:
             raise EngineDead("the vLLM engine has died; see its log above, then restart the server")
+
+    async def sleep(self) -> None:
+        self._refuse_to_sleep()
+        await self._client.sleep(level=1)
+
+    async def wake(self) -> None:
+        self._refuse_to_sleep()
+        await self._client.wake_up()
+
+    def _refuse_to_sleep(self) -> None:
+        """Raises EngineUnsupported where vLLM would do nothing, or half of it."""
+        if not self._client.model_config.enable_sleep_mode:
+            raise EngineUnsupported(
+                "vLLM cannot give its GPU's memory up: start it with --enable-sleep-mode (CPUs have no such mode)"
+            )
 
     def _kind(self, body: Body) -> _Kind:
         return self._chat if is_chat(body) else self._text

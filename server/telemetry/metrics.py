@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import Metric
 from retrieval.cache import OUTCOMES, Outcome
 from retrieval.trace import StageRecord
 from server.engine.base import EngineTimings
+from server.start import StepRecord
 
 #: From half a millisecond (pack, fuse) to two minutes (decode on a CPU): each doubling or so.
 STAGE_BUCKETS = (
@@ -137,6 +138,23 @@ class Metrics:
             ("outcome",),
             registry=registry,
         )
+        self.start_step_seconds = Gauge(
+            "groundwire_start_step_duration_seconds",
+            "How long a step of this process's start took; some run beside others.",
+            ("step",),
+            registry=registry,
+        )
+        self.start_step_begin = Gauge(
+            "groundwire_start_step_begin_seconds",
+            "When a step of the start began, from the start's beginning.",
+            ("step",),
+            registry=registry,
+        )
+        self.start_seconds = Gauge(
+            "groundwire_start_duration_seconds",
+            "From the start's beginning until all parts could answer.",
+            registry=registry,
+        )
         self.cache_requests = Counter(
             "groundwire_cache_requests_total",
             "What was asked of a cache: hit, miss, or shared (waited for a miss of another request).",
@@ -162,6 +180,12 @@ class Metrics:
     def observe_stages(self, records: Iterable[StageRecord]) -> None:
         for record in records:
             self.stage_seconds.labels(record.stage, record.outcome).observe(record.duration_seconds)
+
+    def observe_start(self, records: Sequence[StepRecord]) -> None:
+        for record in records:
+            self.start_step_seconds.labels(record.step).set(record.duration_seconds)
+            self.start_step_begin.labels(record.step).set(record.start_seconds)
+        self.start_seconds.set(max((record.end_seconds for record in records), default=0.0))
 
     def observe_tokens(self, timings: EngineTimings | None, context_tokens: int) -> None:
         self.tokens.labels("context").inc(context_tokens)

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 from xml.etree import ElementTree
 
+import pytest
+
 from bench.figures import ratio, value
 from bench.plots import Bar, bars, plots
+from bench.scenarios import start
+from bench.scenarios.start import Started, Step
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -53,3 +57,20 @@ def test_the_same_numbers_give_the_same_bytes() -> None:
 
 def test_nothing_measured_as_zero_breaks_it() -> None:
     assert "0" in texts(bars("title", "ms", [Bar("nothing", 0)]))
+
+
+def test_a_bar_begins_where_its_step_did() -> None:
+    svg = ElementTree.fromstring(bars("title", "s", [Bar("one", 10), Bar("two", 5, begin=10)]))
+    one, two = [
+        (float(str(b.get("x"))), float(str(b.get("width")))) for b in svg.iter(f"{SVG}rect")
+    ]
+    assert two[0] == pytest.approx(one[0] + one[1], abs=0.1)
+    assert one[1] == pytest.approx(2 * two[1], abs=0.1)
+
+
+def test_the_steps_of_a_start_are_drawn() -> None:
+    steps = {"engine": Step(2.0, 30.0), "chroma": Step(3.0, 1.5)}
+    ours, bare = [Started(33.0, 0.5, steps)] * 2, [Started(30.0)] * 2
+    figures = [figure.as_json() for figure in start.figures(ours, bare)]
+    svg = plots({"scenarios": {"start": {"figures": figures}}})["start-by-step.svg"]
+    assert texts(svg)[1:] == ["engine", "30", "chroma", "1.5"]

@@ -10,6 +10,7 @@ import pytest
 
 from bench.__main__ import TRIAL, destinations, parse
 from bench.figures import once, ratio, value
+from bench.history import before_and_after
 from bench.plots import plots
 from bench.report import (
     DOCS,
@@ -103,6 +104,17 @@ def test_the_readme_has_what_has_a_target() -> None:
     assert "of that, Chroma" in shown["docs/performance.md"]
     assert "of that, Chroma" not in shown["README.md"]
     assert "searches" in shown["README.md"]
+
+
+def test_a_question_before_and_after_is_told_from_the_measured_stages() -> None:
+    seconds = {"embed": 8, "search": 5, "fuse": 1, "prefill": 1900, "decode": 800}
+    stages = [value(stage, "ms", [ms, ms]).as_json() for stage, ms in seconds.items()]
+    text = before_and_after({"scenarios": {"stages": entry(figures=stages)}})
+    assert "2 cores of a CPU with a model" in text
+    assert "| retrieval | 2-5 s | 6.0 ms |" in text
+    assert "| inference | 15-30 s | 2.7 s |" in text
+    assert "| total | more than a minute | 2.7 s |" in text
+    assert before_and_after({"scenarios": {"off": entry()}}) == ""
 
 
 def test_only_what_was_measured_goes_into_the_docs() -> None:

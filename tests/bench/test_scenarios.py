@@ -11,7 +11,7 @@ from bench.__main__ import parse
 from bench.callers import Endpoint, header, request_bytes, stages
 from bench.corpus import question, twin, write_corpus
 from bench.lab import Lab, alternate
-from bench.scenarios import conversation, grounded, off, overload
+from bench.scenarios import conversation, grounded, off, overload, start
 from bench.servers import Server
 
 SEEN: dict[str, Any] = {
@@ -120,3 +120,29 @@ def test_each_section_of_the_corpus_is_one_chunk(tmp_path: Path) -> None:
         document, count_tokens=lambda text: len(text.split()), max_tokens=200, overlap_tokens=0
     )
     assert len(cut) == 20
+
+
+PAGE = """# TYPE groundwire_start_step_begin_seconds gauge
+groundwire_start_step_begin_seconds{step="engine"} 2.0
+groundwire_start_step_begin_seconds{step="chroma"} 3.0
+groundwire_start_step_duration_seconds{step="engine"} 30.0
+groundwire_start_step_duration_seconds{step="chroma"} 1.5e+00
+groundwire_start_duration_seconds 32.0
+"""
+
+
+def test_a_start_is_compared_and_told_by_step() -> None:
+    steps = start.steps(PAGE)
+    assert steps == {"engine": start.Step(2.0, 30.0), "chroma": start.Step(3.0, 1.5)}
+    ours = [start.Started(33.0, 0.5, steps), start.Started(33.5, 0.5, steps)]
+    bare = [start.Started(30.0), start.Started(30.5)]
+    compared, grounded, *told = start.figures(ours, bare)
+    assert compared.estimate.value == pytest.approx(1.1, abs=0.01)
+    assert compared.as_json()["verdict"] == "not met"
+    assert grounded.rounds["Groundwire"] == [0.5, 0.5]
+    assert [figure.name for figure in told] == ["of that engine", "of that chroma"]
+
+
+def test_a_step_that_a_round_did_without_is_not_told() -> None:
+    ours = [start.Started(33.0, 0.5, start.steps(PAGE)), start.Started(33.5, 0.5)]
+    assert len(start.figures(ours, [start.Started(30.0)] * 2)) == 2

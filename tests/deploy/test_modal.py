@@ -152,16 +152,22 @@ def container(environment: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
     return environment
 
 
-@pytest.mark.anyio
-@pytest.mark.parametrize("snapshot", ["0", "1"])
-async def test_published_documents_ground_its_answers(
-    container: pytest.MonkeyPatch, tmp_path: Path, snapshot: str
-) -> None:
+@pytest.fixture
+def index(tmp_path: Path) -> Path:
+    """A published directory with one document."""
     (tmp_path / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
     published = tmp_path / "index"
     words = ("ingest", tmp_path / "tea.txt", "--store", "docs", "--publish", published, "--quiet")
     subprocess.run([GROUNDWIRE, *words], cwd=tmp_path, check=True, timeout=120)
-    container.setenv("GROUNDWIRE_PUBLISHED_DIR", str(published))
+    return published
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("snapshot", ["0", "1"])
+async def test_published_documents_ground_its_answers(
+    container: pytest.MonkeyPatch, index: Path, snapshot: str
+) -> None:
+    container.setenv("GROUNDWIRE_PUBLISHED_DIR", str(index))
     container.setenv("GROUNDWIRE_DEFAULT_STORE", "docs")
 
     module = deploy_file(container, SNAPSHOT=snapshot)
@@ -202,5 +208,5 @@ async def test_without_a_key_it_does_not_start(
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="groundwire smoke http://127.0.0.1:9.*status 1"):
+    with pytest.raises(RuntimeError, match=r"groundwire smoke http://127\.0\.0\.1:9.*status 1"):
         deploy_file(container).groundwire("smoke", "http://127.0.0.1:9")

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from server.engine.base import Engine, EngineDead, EngineRejected
+from server.engine.base import Engine, EngineDead, EngineRejected, EngineUnsupported, sleeper
 from server.engine.pool import pooled
 from server.engine.scripted import Script, ScriptedEngine
 from server.engine.upstream import UpstreamOptions, open_upstream
@@ -264,3 +264,18 @@ def test_scripted_death_is_told() -> None:
     engine = ScriptedEngine(Script(fail="dead"))
     with pytest.raises(EngineDead):
         engine.check_health()
+
+
+def test_sleeps_and_wakes_or_says_that_it_cannot(case: Case) -> None:
+    async def nap() -> None:
+        await sleeper(case.engine).sleep()
+        assert isinstance(case.engine, ScriptedEngine)
+        assert case.engine.seen.asleep
+        await sleeper(case.engine).wake()
+
+    if isinstance(case.engine, ScriptedEngine):
+        case.run(nap())
+        assert (case.engine.seen.slept, case.engine.seen.asleep) == (1, False)
+    else:
+        with pytest.raises(EngineUnsupported, match="sleep"):
+            case.run(nap())

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from retrieval.trace import STAGES
+from server.start import STEPS
 from tests.engine.real import QUESTION, START_SECONDS, ingest_folder, settings_for, write_documents
 
 pytestmark = pytest.mark.engine
@@ -105,6 +106,18 @@ def test_one_metrics_page(served: Served) -> None:
     assert 'groundwire_tokens_total{kind="completion"} 4.0' in page
 
 
+def test_the_start_is_told_by_step(served: Served) -> None:
+    page = httpx.get(f"{served.url}/metrics").text
+    steps = set(re.findall(r'groundwire_start_step_duration_seconds{step="(\w+)"}', page))
+    assert steps == set(STEPS) - {"reranker"}
+    engine, chroma = (
+        re.search(rf"  {step} +from .*", served.log.read_text())[0]  # type: ignore[index]
+        for step in ("engine", "chroma")
+    )
+    assert "beside chroma, embedder, index" in engine
+    assert chroma.endswith("beside engine")
+
+
 def test_engine_death_ends_the_process(served: Served) -> None:
     children = served.process.children(recursive=True)
     workers = [
@@ -120,3 +133,29 @@ def test_engine_death_ends_the_process(served: Served) -> None:
     assert lines[-1] == "groundwire: the engine has died; the server ends", lines[-10:]
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive, [process.cmdline() for process in alive]
+
+
+def test_a_part_that_fails_ends_the_load_of_the_model(tmp_path: Path) -> None:
+    command = [GROUNDWIRE, "serve", "--data-dir", tmp_path, "--chroma-url", "http://127.0.0.1:9"]
+    popen = subprocess.Popen(
+        [*command, "--port", "0", "--enforce-eager"],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, _ = popen.communicate(timeout=START_SECONDS)
+    finally:
+        popen.kill()
+    assert popen.returncode == 1
+    assert "starting vLLM" in said
+    assert re.search(r"^groundwire: cannot start: Chroma .*127\.0\.0\.1:9", said, re.MULTILINE), (
+        said
+    )
+    left = [process.pid for process in psutil.process_iter() if session_of(process) == popen.pid]
+    assert left == []
+
+
+def session_of(process: psutil.Process) -> int | None:
+    try:
+        return os.getsid(process.pid)
+    except OSError:  # it has just ended
+        return None

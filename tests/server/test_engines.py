@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from server.engine.base import EngineUnreachable, ModelCard
-from server.services import _open_engines, model_names
+from server.engine.base import EngineError, EngineUnreachable, ModelCard
+from server.engines import begin_engines
+from server.services import model_names
 from server.settings import Settings, SettingsError
+from server.start import StartTrace
 
 AWAY = {"name": "far", "url": "http://127.0.0.1:9"}
 NAMED = {**AWAY, "models": ["big"], "max_model_len": 99}
@@ -22,7 +24,8 @@ def opened(*upstreams: dict[str, Any], engine: Any = "scripted") -> dict[str, li
 
     async def run() -> dict[str, list[str]]:
         settings = Settings(engine=engine, scripted={"model": "own"}, engines=list(upstreams))
-        async with _open_engines(settings, lambda _: None) as engines:
+        async with begin_engines(settings, lambda _: None, StartTrace()) as ready:
+            engines = await ready()
             return {name: [card.id for card in await one.models()] for name, one in engines.items()}
 
     return asyncio.run(run())
@@ -57,3 +60,13 @@ def test_routing_is_between_models_that_there_are() -> None:
     auto = ModelCard("auto", 0, "x", 10)
     with pytest.raises(SettingsError, match="a model named 'auto'"):
         model_names(Settings(routing=ROUTING), [*CARDS, auto], "e")
+
+
+def test_a_flag_that_would_do_nothing_is_refused_before_anything_is_loaded() -> None:
+    async def run() -> None:
+        settings = Settings(model="a-folder", vllm_args=["--api-key", "secret"])
+        async with begin_engines(settings, lambda _: None, StartTrace()):
+            pytest.fail("it began all the same")
+
+    with pytest.raises(EngineError, match="--api-key is vLLM's"):
+        asyncio.run(run())

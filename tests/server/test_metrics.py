@@ -9,6 +9,7 @@ import pytest
 from retrieval.trace import STAGES
 from server.engine.base import EngineTimings
 from server.receipts import Receipt
+from server.start import StepRecord
 from server.telemetry.metrics import Metrics, exposition, new_registry
 from server.telemetry.recorder import Recording
 
@@ -42,7 +43,16 @@ def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
         "groundwire_request_duration_seconds",
         "groundwire_time_to_first_token_seconds",
         "groundwire_admission_queue_duration_seconds",
+        "groundwire_start_step_duration_seconds",
+        "groundwire_start_duration_seconds",
     }
+
+
+def test_a_start(metrics: Metrics) -> None:
+    metrics.observe_start([StepRecord("engine", 2.0, 30.0), StepRecord("chroma", 3.0, 1.5)])
+    assert value(metrics, "start_step_duration_seconds", step="chroma") == 1.5
+    assert value(metrics, "start_step_begin_seconds", step="engine") == 2.0
+    assert value(metrics, "start_duration_seconds") == 32.0
 
 
 def test_a_finished_request(metrics: Metrics) -> None:

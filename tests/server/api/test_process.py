@@ -106,7 +106,9 @@ def test_sigterm_finishes_what_is_in_flight(data_dir: Path) -> None:
     script = {"answer": "word " * 60, "token_seconds": 0.03}
     with serving(data_dir, script, default_store="docs") as process:
         url = process.ready()
-        assert any("curl " in line for line in process.lines)
+        eventually(lambda: any("curl " in line for line in process.lines))
+        steps = [line.split()[0] for line in process.lines if re.match(r"  \w+ +from ", line)]
+        assert steps == ["imports", "catalog", "chroma", "embedder", "index"]
         chroma = process.chroma
         with (
             httpx.Client(base_url=url, timeout=DEADLINE_SECONDS, trust_env=False) as client,
@@ -180,3 +182,10 @@ def test_a_taken_port_is_said(data_dir: Path) -> None:
     (line,) = popen.stderr.splitlines()
     assert "Address already in use" in line
     assert "--port" in line
+
+
+def test_an_embedder_that_is_none_is_said_before_anything_starts(data_dir: Path) -> None:
+    with serving(data_dir, embedder="./no-such-folder") as process:
+        assert process.ended() == 1
+        (line,) = process.lines
+        assert "'./no-such-folder' is not a model folder" in line
