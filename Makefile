@@ -2,6 +2,7 @@
 #
 #   make serve    set everything up and start the server on http://127.0.0.1:8000
 #   make test     the tests, with the real engine
+#   make debian   the tests beside servers that Debian's packages have: PostgreSQL, Prometheus Pushgateway
 #   make check    formatting, lint and types
 #   make bench    Groundwire beside bare vLLM (hours on two cores); writes docs/performance.md
 #   make soak     the slow tests, then the bench
@@ -13,7 +14,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := serve
-.PHONY: serve test check bench soak pins clean
+.PHONY: serve test debian check bench soak pins clean
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -41,7 +42,11 @@ test: $(VENV)/.dev $(CLIENTS)/.installed
 	@echo "==> Preparing the bundled models (once)"
 	$(BIN)/groundwire setup
 	echo "==> Running the tests"
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not debian" $(PYTEST_ARGS)
+
+debian: $(VENV)/.dev
+	@$(BIN)/groundwire setup
+	$(BIN)/python -m pytest -m debian $(PYTEST_ARGS)
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff check .

@@ -1,24 +1,22 @@
 """Groundwire on Modal: the same app as `groundwire serve`, on an A10G, with one container kept warm.
 
-Set up, once:
+From a new account to a grounded answer (`docs/modal.md` names what each costs):
 
+    modal setup
     modal secret create groundwire GROUNDWIRE_API_KEYS=your-key
-    modal volume create groundwire-documents
-    modal volume put groundwire-documents ./my-documents /
-
-Then read the documents into the store `docs`, and deploy:
-
-    modal run modal_deploy.py::ingest
+    modal run modal_deploy.py::publish --documents ./my-documents
     modal deploy modal_deploy.py
+    modal run modal_deploy.py::smoke
 
-The URL that Modal prints is the `base_url`, with `/v1` behind it; `docs/modal.md` has the rest.
+The URL that `modal deploy` prints is the `base_url`, with `/v1` behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import shutil
+import random
+import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -30,37 +28,77 @@ GIB = 1024  # Modal counts memory in MiB
 
 app = modal.App("groundwire")
 
-# ## The model
+# ## What you choose
 #
-# Four billion parameters in bfloat16 take 8 GB of the A10G's 24: room for long prompts and many of them.
-# The revision is pinned, for a model's files are code to whoever loads them.
+# Each by a variable of the shell that deploys, for example `DEPLOY_GPU=L4,A10G modal deploy modal_deploy.py`.
+# A container reads this file too, and finds the same choices in its image.
 
-MODEL = "Qwen/Qwen3-4B-Instruct-2507"
-REVISION = "cdbee75f17c01a7cc42f958dc650907174af0554"
-GPU = "A10G"
+
+def choice(name: str, default: str) -> str:
+    """What `DEPLOY_<name>` says, or the default."""
+    return os.environ.get(f"DEPLOY_{name}") or default
+
+
+#: Model, its pinned revision, vLLM's flags and retrieval's settings; `groundwire plan` compares them.
+PROFILE = choice("PROFILE", "qwen3-4b")
+#: One or several: the first that Modal has free.
+GPUS = choice("GPU", "A10G").split(",")
+#: `published`: replicas answer from a copy of the index that `ingest` publishes. `live`: from a Chroma and a
+#: PostgreSQL of yours, whose addresses are in the Secret, and documents change at once everywhere.
+MODE = choice("MODE", "published")
+#: A start from a snapshot of the GPU's memory skips loading and compiling. Modal calls it alpha: off by default.
+SNAPSHOT = choice("SNAPSHOT", "0") == "1"
+#: One is always warm, so that nobody waits for a start; 0 costs nothing at night and a start in the morning.
+MIN_CONTAINERS = int(choice("MIN_CONTAINERS", "1"))
+#: Idle ones beside those at work, for a rush that comes faster than a container starts.
+BUFFER_CONTAINERS = int(choice("BUFFER_CONTAINERS", "0"))
+#: The most that can be paid for.
+MAX_CONTAINERS = int(choice("MAX_CONTAINERS", "4"))
+SCALEDOWN_WINDOW = int(choice("SCALEDOWN_WINDOW", str(15 * MINUTES)))
+
+if MODE not in ("published", "live"):
+    raise ValueError(f"DEPLOY_MODE is {MODE!r}; it takes `published` or `live`")
 
 # ## What outlives a container
 #
-# Weights are downloaded once. Documents are what you upload. The index is built from them by `ingest`, the
-# only writer, as one numbered folder a run; `CURRENT` names the newest and is written last. Volumes have no
-# file locks, so nobody works in them: containers copy a version to their own disk first.
+# Weights are downloaded once, and what vLLM compiles is kept. Documents are what you upload. The index is made
+# from them by `ingest`, its only writer; replicas read it and nothing else, from a copy on their own disk.
 
-weights = modal.Volume.from_name("groundwire-weights", create_if_missing=True)
-documents = modal.Volume.from_name("groundwire-documents", create_if_missing=True)
-index = modal.Volume.from_name("groundwire-index", create_if_missing=True)
+weights_volume = modal.Volume.from_name("groundwire-weights", create_if_missing=True)
+compiled_volume = modal.Volume.from_name("groundwire-compiled", create_if_missing=True)
+documents_volume = modal.Volume.from_name("groundwire-documents", create_if_missing=True)
+index_volume = modal.Volume.from_name("groundwire-index", create_if_missing=True)
 
-WEIGHTS, DOCUMENTS, INDEX = Path("/weights"), Path("/documents"), Path("/index")
+WEIGHTS, COMPILED, DOCUMENTS, INDEX = map(Path, ("/weights", "/compiled", "/documents", "/index"))
 LOCAL = Path("/tmp/groundwire")
+
+# Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
+# `HF_TOKEN` belongs here too where a model asks for it, and so does any other setting.
+needed = ["GROUNDWIRE_API_KEYS"]
+if MODE == "live":
+    needed += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"]
+secrets = [modal.Secret.from_name("groundwire", required_keys=needed)]
 
 # ## The image
 #
 # CUDA's development image, because vLLM compiles some kernels on the machine it runs on. The pins are those
 # of `requirements/gpu.txt`, installed as they stand; the bundled embedder comes with them, so that a start
-# downloads nothing but weights. Our own source is mounted last: editing it rebuilds nothing.
+# downloads nothing. Our own source is mounted last: editing it rebuilds nothing.
 
 PINS: list[str] = []
 if modal.is_local():  # a container has the image already, and not this file's neighbours
     PINS = (Path(__file__).parent / "requirements" / "gpu.txt").read_text().split()
+
+SETTINGS = {
+    "GROUNDWIRE_PROFILE": PROFILE,
+    "GROUNDWIRE_DEFAULT_STORE": "docs",
+    "GROUNDWIRE_DATA_DIR": str(LOCAL / "data"),
+    "GROUNDWIRE_MODELS_DIR": str(LOCAL / "models"),
+    # Modal cuts a request at 150 seconds. A stream ends before that, as one that reached its token limit.
+    "GROUNDWIRE_MAX_STREAM_SECONDS": "140",
+}
+if MODE == "published":
+    SETTINGS["GROUNDWIRE_PUBLISHED_DIR"] = str(INDEX)
 
 image = (
     modal.Image.from_registry("nvidia/cuda:13.0.2-devel-ubuntu24.04", add_python="3.11")
@@ -69,58 +107,85 @@ image = (
     .env(
         {
             "HF_HOME": str(WEIGHTS / "huggingface"),
-            "VLLM_CACHE_ROOT": str(WEIGHTS / "vllm"),
+            "VLLM_CACHE_ROOT": str(COMPILED / "vllm"),
             "VLLM_NO_USAGE_STATS": "1",
             "DO_NOT_TRACK": "1",
             "ANONYMIZED_TELEMETRY": "False",
-            "GROUNDWIRE_MODEL": MODEL,
-            "GROUNDWIRE_VLLM_ARGS": f"--revision {REVISION} --max-model-len 16384",
-            "GROUNDWIRE_DEFAULT_STORE": "docs",
-            "GROUNDWIRE_DATA_DIR": str(LOCAL / "data"),
-            "GROUNDWIRE_MODELS_DIR": str(LOCAL / "models"),
+            **SETTINGS,
+            **{name: value for name, value in os.environ.items() if name.startswith("DEPLOY_")},
         }
     )
-    .add_local_python_source("server", "retrieval")
+    .add_local_python_source(
+        "server", "retrieval", ignore=~modal.FilePatternMatcher("**/*.py", "**/*.toml")
+    )
 )
-
-# Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
-keys = modal.Secret.from_name("groundwire", required_keys=["GROUNDWIRE_API_KEYS"])
 
 # ## The server
 #
 # One container answers many requests at once, for vLLM batches them; beyond `target_inputs` Modal starts
-# another one. A start takes minutes (image, weights, compilation), which is why one is always warm.
+# another one. Queries are embedded on the CPU, so cores and memory are asked for too.
 
 
 @app.cls(
     image=image,
-    gpu=GPU,
+    gpu=GPUS,
     cpu=4,
     memory=16 * GIB,
-    volumes={str(WEIGHTS): weights, str(INDEX): index.read_only()},
-    secrets=[keys],
-    min_containers=1,
-    scaledown_window=15 * MINUTES,
+    volumes={
+        str(WEIGHTS): weights_volume,
+        str(COMPILED): compiled_volume,
+        **({str(INDEX): index_volume.read_only()} if MODE == "published" else {}),
+    },
+    secrets=secrets,
+    min_containers=MIN_CONTAINERS,
+    buffer_containers=BUFFER_CONTAINERS,
+    max_containers=MAX_CONTAINERS,
+    scaledown_window=SCALEDOWN_WINDOW,
     timeout=10 * MINUTES,
     startup_timeout=20 * MINUTES,
+    enable_memory_snapshot=SNAPSHOT,
+    experimental_options={"enable_gpu_snapshot": True} if SNAPSHOT else {},
 )
 @modal.concurrent(max_inputs=64, target_inputs=32)
 class Server:
-    """A running Groundwire, from the published index to the app that Modal calls."""
+    """A running Groundwire: engine, index, and the app that Modal calls."""
 
-    @modal.enter()
+    @modal.enter(snap=SNAPSHOT)
+    async def load(self) -> None:
+        """Before a snapshot: load the engine, run it warm, and put it to sleep, its weights in the CPU's memory.
+
+        Nothing else is frozen: two containers that wake from one snapshot must not share an id, a connection
+        or a Chroma. Without snapshots there is nothing to do here.
+        """
+        from server.services import open_engine
+        from server.settings import load_settings
+
+        self.stack = AsyncExitStack()
+        self.engine = None
+        if SNAPSHOT:
+            settings = load_settings()
+            flags = [*settings.vllm_args, "--enable-sleep-mode"]
+            settings = settings.model_copy(update={"vllm_args": flags})
+            self.engine = await self.stack.enter_async_context(open_engine(settings, print))
+            await self.engine.sleep()
+
+    @modal.enter(snap=False)
     async def start(self) -> None:
-        """Open engine, retrieval and catalog. Raises RuntimeError without a key."""
+        """Open everything, beside the engine or around the one that wakes. Raises RuntimeError without a key."""
         from server.app import create_app
         from server.services import open_services
         from server.settings import load_settings
 
+        os.environ.setdefault("GROUNDWIRE_PUSH_INSTANCE", os.environ.get("MODAL_TASK_ID", "local"))
+        random.seed()
         settings = load_settings()
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
-        take_published(INDEX, settings.data_dir)
-        self.stack = AsyncExitStack()
-        services = await self.stack.enter_async_context(open_services(settings, print))
+        if self.engine is not None:
+            await self.engine.wake()
+        services = await self.stack.enter_async_context(
+            open_services(settings, print, engine=self.engine, refresh=refresh)
+        )
         self.app = create_app(settings, services)
         self.watch = asyncio.create_task(end_when(services.dead))
 
@@ -136,45 +201,9 @@ class Server:
         await self.stack.aclose()
 
 
-# ## Ingestion
-#
-# Reads the documents Volume into a store and publishes the result. It goes on from the last version: files
-# that did not change cost nothing. `max_containers=1`: two writers would each publish half of the news.
-# Containers that run keep the version they started with; `modal deploy` starts new ones.
-
-
-@app.function(
-    image=image,
-    cpu=8,
-    memory=16 * GIB,
-    volumes={str(DOCUMENTS): documents, str(INDEX): index},
-    max_containers=1,
-    timeout=60 * MINUTES,
-)
-def ingest(store: str = "docs") -> None:
-    """Bring the store up to date with the documents Volume, and publish it."""
-    from server.auth import signing_key
-    from server.embedding import open_embedder
-    from server.ingestion import IngestJob, ingest_paths
-    from server.settings import load_settings
-
-    settings = load_settings()
-    take_published(INDEX, settings.data_dir)
-    job = IngestJob(
-        paths=(DOCUMENTS,),
-        store=store,
-        data_dir=settings.data_dir,
-        catalog_url=settings.resolved_catalog_url,
-        prune=True,
-        chunk_tokens=settings.chunk_tokens,
-        chunk_overlap_tokens=settings.chunk_overlap_tokens,
-        max_file_bytes=settings.max_file_bytes,
-    )
-    print(asyncio.run(ingest_paths(job, open_embedder(settings, print), print)))
-    # Published with the rest: a citation's link must be valid in every container.
-    signing_key(settings.data_dir / "secret")
-    publish(settings.data_dir, INDEX)
-    index.commit()
+async def refresh() -> None:
+    """Let a container see what was committed to the index since it last looked."""
+    await index_volume.reload.aio()
 
 
 async def end_when(dead: asyncio.Event) -> None:
@@ -183,25 +212,85 @@ async def end_when(dead: asyncio.Event) -> None:
     os._exit(1)
 
 
-def take_published(published: Path, data_dir: Path) -> None:
-    """Copy the current version to `data_dir`, which it replaces; nothing where none was published."""
-    current = published / "CURRENT"
-    if not current.exists():
-        print("no index was published yet: run `modal run modal_deploy.py::ingest`")
-        return
-    shutil.rmtree(data_dir, ignore_errors=True)
-    shutil.copytree(published / current.read_text().strip(), data_dir)
+# ## Documents and weights
+#
+# Both need no GPU. `ingest` goes on from the last version: files that did not change cost nothing, files that
+# are gone from the Volume leave the store. One runs at a time: two writers would each publish half of the news.
+# Replicas that run take the new version within seconds, and finish on the old one what they began there.
 
 
-def publish(data_dir: Path, published: Path) -> None:
-    """Copy `data_dir` to the next version and make it current; versions before the last one are removed."""
-    versions = sorted(published.glob("v-*"), key=lambda path: int(path.name.removeprefix("v-")))
-    number = int(versions[-1].name.removeprefix("v-")) + 1 if versions else 1
-    # Locks and addresses belong to the processes that ran here.
-    running = shutil.ignore_patterns("*.lock", "chroma.json", "chroma.log")
-    shutil.copytree(data_dir, published / f"v-{number}", ignore=running)
-    pointer = published / "CURRENT.new"
-    pointer.write_text(f"v-{number}\n")
-    os.replace(pointer, published / "CURRENT")
-    for old in versions[:-1]:
-        shutil.rmtree(old)
+@app.function(
+    image=image,
+    cpu=4,
+    memory=8 * GIB,
+    volumes={str(WEIGHTS): weights_volume},
+    secrets=secrets,
+    timeout=60 * MINUTES,
+)
+def download_weights() -> None:
+    """Fetch the profile's model, so that no container waits for the hub."""
+    groundwire("setup")
+    weights_volume.commit()
+
+
+@app.function(
+    image=image,
+    cpu=8,
+    memory=16 * GIB,
+    volumes={str(DOCUMENTS): documents_volume.read_only(), str(INDEX): index_volume},
+    secrets=secrets,
+    max_containers=1,
+    timeout=60 * MINUTES,
+)
+def ingest(store: str = "docs") -> None:
+    """Bring the store up to date with the documents Volume, and publish it."""
+    publishing = ["--publish", str(INDEX)] if MODE == "published" else []
+    groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
+    index_volume.commit()
+
+
+@app.local_entrypoint()
+def publish(documents: str, store: str = "docs") -> None:
+    """Upload the folder `documents`, fetch the weights, and publish the index: all that a first deploy needs."""
+    with documents_volume.batch_upload(force=True) as upload:
+        upload.put_directory(documents, "/")
+    fetching = download_weights.spawn()
+    ingest.remote(store)
+    fetching.get()
+
+
+# ## Measuring
+#
+# `evaluate` asks a data set's questions (its format is in `docs/quality.md`); `smoke` asks the deployed server
+# one question and shows where the seconds went.
+
+
+@app.function(image=image, cpu=4, memory=8 * GIB, timeout=60 * MINUTES)
+def measure(corpus: str, queries: str) -> None:
+    """Measure retrieval on a data set's two files, given as their text."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (("corpus.jsonl", corpus), ("queries.jsonl", queries)):
+            Path(folder, name).write_text(text)
+        groundwire("eval", folder)
+
+
+@app.local_entrypoint()
+def evaluate(folder: str) -> None:
+    """Measure retrieval on the data set in a folder of this machine."""
+    measure.remote(*(Path(folder, f"{name}.jsonl").read_text() for name in ("corpus", "queries")))
+
+
+@app.function(image=image, secrets=secrets, timeout=30 * MINUTES)
+def smoke(question: str = "", max_seconds: float = 5.0) -> None:
+    """Ask the deployed server, and fail when the answer takes longer than `max_seconds`."""
+    url = modal.Cls.from_name("groundwire", "Server")().web.get_web_url()
+    asked = ["--question", question] if question else []
+    groundwire("smoke", url, "--max-seconds", str(max_seconds), *asked)
+
+
+def groundwire(*words: str) -> None:
+    """Run one of the command line's commands here. Raises RuntimeError when it fails, as the log says."""
+    from server.cli import main
+
+    if status := main(words):
+        raise RuntimeError(f"`groundwire {' '.join(words)}` ended with status {status}")

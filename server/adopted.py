@@ -22,6 +22,7 @@ from retrieval.search.adopted import AdoptedSearch, CollectionFacts, Fields, che
 from server.bundled import BundledModelError
 from server.catalog import Adopted, EmbedderConflict, Store
 from server.embedding import found_anywhere, open_other
+from server.following import Following
 from server.settings import Settings, SettingsError, headers_of
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,53 @@ class QuerySide:
         return cls(key, embedder.name, embedder.dimension, queries)
 
 
+class QuerySides:
+    """Embedders of questions: the server's own, and those of adopted stores, each loaded when it is first needed.
+
+    One that could not be loaded is not tried again before `forget_failures`. Used from one event loop.
+    """
+
+    def __init__(self, settings: Settings, own: QuerySide) -> None:
+        self.own = own
+        self._settings = settings
+        self._sides: dict[_Model, asyncio.Task[QuerySide]] = {}
+        self._batchers: list[QueryBatcher] = []
+
+    async def close(self) -> None:
+        for task in self._sides.values():
+            task.cancel()
+        for batcher in self._batchers:
+            await batcher.close()
+
+    async def side(self, store: Store, adopted: Adopted) -> QuerySide:
+        """The store's embedder, loaded once for all stores that name it. Raises EmbedderError."""
+        settings = self._settings
+        model = (adopted.embedder, adopted.query_prefix)
+        if model == (found_anywhere(settings.embedder), settings.query_prefix):
+            return self.own
+        if model not in self._sides:
+            self._sides[model] = asyncio.ensure_future(self._load(model))
+        try:
+            return await asyncio.shield(self._sides[model])
+        except (EmbedderError, BundledModelError) as error:
+            raise EmbedderError(
+                f"the store {store.name!r} needs the embedder {store.embedder!r}, which this server cannot "
+                "load; its log says why"
+            ) from error
+
+    async def _load(self, model: _Model) -> QuerySide:
+        embedder = await asyncio.to_thread(open_other, self._settings, *model, log.info)
+        batcher = QueryBatcher(embedder)
+        self._batchers.append(batcher)
+        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        return QuerySide.of(embedder, batcher, key=repr(model))
+
+    def forget_failures(self) -> None:
+        for model, task in list(self._sides.items()):
+            if task.done() and (task.cancelled() or task.exception() is not None):
+                del self._sides[model]
+
+
 def endpoint_of(adopted: Adopted) -> ChromaEndpoint:
     """Where the collection is. Raises StoreUnavailable where its headers are not in the environment."""
     try:
@@ -68,17 +116,16 @@ def fields_of(adopted: Adopted) -> Fields:
 class Indexes:
     """What each store is searched with; used from one event loop.
 
-    An adopted store is opened when it is first asked for. An embedder that could not be loaded is not tried
-    again before the next `check`; a Chroma that is away is.
+    `following` brings keyword indexes up to date where other machines write the catalog too. An adopted store
+    is opened when it is first asked for. An embedder that could not be loaded is not tried again before the next
+    `check`; a Chroma that is away is. `sides` is closed by whoever made it.
     """
 
-    def __init__(self, settings: Settings, own: QuerySide) -> None:
-        self._settings = settings
-        self._own = own
+    def __init__(self, sides: QuerySides, following: Following | None = None) -> None:
+        self._sides = sides
+        self._following = following
         self._dense: dict[str, Dense] = {}
         self._opening: dict[str, asyncio.Task[CollectionFacts]] = {}
-        self._sides: dict[_Model, asyncio.Task[QuerySide]] = {}
-        self._batchers: list[QueryBatcher] = []
         self._readers: dict[_Source, ChromaCollections] = {}
 
     def dense(self, index_name: str) -> Dense | None:
@@ -92,18 +139,23 @@ class Indexes:
         EmbedderError, DimensionMismatch, StoreUnavailable, DeadlineExceeded while its embedder is loading.
         """
         if store.adopted is None:
-            if store.embedder is not None and store.embedder != self._own.name:
-                raise EmbedderConflict(store.name or store.id, store.embedder, self._own.name)
-            return
-        if store.index_name in self._dense:
+            own = self._sides.own.name
+            if store.embedder is not None and store.embedder != own:
+                raise EmbedderConflict(store.name or store.id, store.embedder, own)
+            if self._following is None:
+                return
+        elif self._following is None and store.index_name in self._dense:
             return
         try:
             async with asyncio.timeout(timeout_seconds):
-                await self._opened(store, store.adopted)
+                if self._following is not None:
+                    await self._following.follow(store, wait_seconds=0)
+                if store.adopted is not None and store.index_name not in self._dense:
+                    await self._opened(store, store.adopted)
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the store {store.name!r} is still being opened: its embedder is loading, or its Chroma "
-                "does not answer"
+                f"the store {store.name!r} is still being opened: its passages are being copied, its embedder "
+                "is loading, or its Chroma does not answer"
             ) from None
 
     async def check(self, store: Store) -> str | None:
@@ -111,7 +163,7 @@ class Indexes:
         adopted = store.adopted
         if adopted is None:
             return None
-        self._forget_failures()
+        self._sides.forget_failures()
         again = "run `groundwire adopt` again"
         try:
             facts = await self._opened(store, adopted)
@@ -126,15 +178,20 @@ class Indexes:
         return None
 
     async def warm(self, stores: Iterable[Store]) -> None:
-        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name."""
+        """Open the adopted ones of these stores; those that cannot be opened are `check`'s to name.
+
+        Raises CatalogUnavailable.
+        """
+        if self._following is not None:
+            await self._following.look()
         adopted = [store for store in stores if store.adopted is not None]
         await asyncio.gather(*map(self.check, adopted))
 
     async def close(self) -> None:
-        for task in (*self._opening.values(), *self._sides.values()):
+        if self._following is not None:
+            await self._following.close()
+        for task in self._opening.values():
             task.cancel()
-        for batcher in self._batchers:
-            await batcher.close()
         for reader in self._readers.values():
             await reader.close()
 
@@ -153,7 +210,7 @@ class Indexes:
             done.exception()  # heard: whoever waited may have left
 
     async def _open(self, store: Store, adopted: Adopted) -> CollectionFacts:
-        side = await self._side(store, adopted)
+        side = await self._sides.side(store, adopted)
         reader = self._reader(adopted)
         facts = await reader.facts(adopted.collection)
         try:
@@ -178,31 +235,3 @@ class Indexes:
         if source not in self._readers:
             self._readers[source] = ChromaCollections(endpoint_of(adopted))
         return self._readers[source]
-
-    async def _side(self, store: Store, adopted: Adopted) -> QuerySide:
-        """The store's embedder, loaded once for all stores that name it. Raises EmbedderError."""
-        settings = self._settings
-        model = (adopted.embedder, adopted.query_prefix)
-        if model == (found_anywhere(settings.embedder), settings.query_prefix):
-            return self._own
-        if model not in self._sides:
-            self._sides[model] = asyncio.ensure_future(self._load(model))
-        try:
-            return await asyncio.shield(self._sides[model])
-        except (EmbedderError, BundledModelError) as error:
-            raise EmbedderError(
-                f"the store {store.name!r} needs the embedder {store.embedder!r}, which this server cannot "
-                "load; its log says why"
-            ) from error
-
-    async def _load(self, model: _Model) -> QuerySide:
-        embedder = await asyncio.to_thread(open_other, self._settings, *model, log.info)
-        batcher = QueryBatcher(embedder)
-        self._batchers.append(batcher)
-        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
-        return QuerySide.of(embedder, batcher, key=repr(model))
-
-    def _forget_failures(self) -> None:
-        for model, task in list(self._sides.items()):
-            if task.done() and (task.cancelled() or task.exception() is not None):
-                del self._sides[model]

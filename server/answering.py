@@ -11,7 +11,9 @@ from typing import Any
 
 from server import weave
 from server.answers import Answers
+from server.ending import Ending
 from server.engine.base import (
+    Body,
     Engine,
     EngineDead,
     EngineError,
@@ -64,23 +66,27 @@ class Answering:
             return weave_text(raw, receipt, model=model, timings_ms=timings, echoed=prepared.echoed)
 
     async def stream(
-        self, prepared: Prepared, stack: AsyncExitStack
+        self, prepared: Prepared, stack: AsyncExitStack, ends_at: float | None = None
     ) -> tuple[AsyncGenerator[bytes, None], bytes | None]:
         """The answer's events, once the engine has accepted; and the keep-alive event, if it has one.
 
-        `stack` aborts the engine's work when it closes: nobody may ever begin to read the events.
+        `stack` aborts the engine's work when it closes: nobody may ever begin to read the events. At `ends_at`,
+        in the event loop's time, the answer ends where it is, as at a token limit.
         """
         if prepared.refuses:
             prepared.leave_out_route()
             events: Events = _refusal_events(prepared)
         else:
             try:
-                events = await self._answers.stream(
-                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
-                )
+                events = await self._accepted(prepared, ends_at)
             except EngineError as error:
                 await self._make_ready_again(prepared, error)
-                return await self.stream(prepared, stack)
+                return await self.stream(prepared, stack, ends_at)
+            if ends_at is not None:
+                events = self._ending_at(ends_at, prepared, events)
+                await anext(
+                    events
+                )  # a generator that never started would not close the engine's events
         stack.push_async_callback(events.aclose)
         if not prepared.grounded:
             return self._plain(prepared, events), None
@@ -96,6 +102,63 @@ class Answering:
             else TextWeaver(prepared.receipt, **head, echoed=prepared.echoed)
         )
         return self._woven(prepared, events, weaver), weaver.keep_alive()
+
+    async def _accepted(self, prepared: Prepared, ends_at: float | None) -> Events:
+        """The engine's events; none where it has not even accepted the request by then. Raises EngineError."""
+        scope = asyncio.timeout_at(ends_at)
+        try:
+            async with scope:
+                return await self._answers.stream(
+                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
+                )
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            return _no_events()
+
+    async def _ending_at(
+        self, ends_at: float, prepared: Prepared, events: Events
+    ) -> AsyncGenerator[bytes, None]:
+        """First an empty event, then the engine's, and at `ends_at` those that end the answer in their place."""
+        ending = Ending(
+            chat=is_chat(prepared.body),
+            choices=choices_of(prepared.body),
+            completion_id=prepared.completion_id,
+            created=int(time.time()),
+            model=prepared.plan.engine_model,
+        )
+        try:
+            yield b""
+            while (raw := await _next(events, ends_at)) is not None:
+                if not raw:
+                    return
+                ending.feed(raw)
+                yield raw
+            await events.aclose()
+            prepared.recording.cut_short()
+            for raw in ending.last():
+                yield raw
+            if not ending.has_usage and (usage := await self._usage(prepared, ending)):
+                yield usage
+            yield weave.DONE
+        finally:
+            await events.aclose()
+
+    async def _usage(self, prepared: Prepared, ending: Ending) -> bytes | None:
+        """The usage chunk of an answer that was ended, counted from its texts, where the client asked for one.
+
+        None also for a prompt that cannot be counted.
+        """
+        if not (prepared.body.get("stream_options") or {}).get("include_usage"):
+            return None
+        engine = self._engine.answering(prepared.plan.engine_model)
+        try:
+            prompt_tokens = sum([await _count(engine, body) for body in prepared.one_by_one])
+        except EngineError:
+            return None
+        texts = prepared.without_echo(ending.texts)
+        counts = await asyncio.to_thread(engine.count_text, texts)
+        return ending.usage(prompt_tokens, sum(counts))
 
     async def _make_ready_again(self, prepared: Prepared, error: EngineError) -> None:
         """Change the request so that another try may help, before anything was said.
@@ -157,7 +220,7 @@ class Answering:
                     recording.failed("rejected" if weave.is_refusal(raw) else "error")
                     yield weave.error_event(raw)
                     return
-                if not recording.has_token and b'"role"' not in raw:
+                if not (recording.has_token or recording.is_cut) and b'"role"' not in raw:
                     recording.first_token()
                 if raw == weave.DONE:
                     # Before the client hears the end, so that what it reads next is already counted.
@@ -173,6 +236,33 @@ class Answering:
             await asyncio.sleep(0)
             timings = self._engine.timings(prepared.completion_id)
         prepared.recording.engine_finished(timings)
+
+
+async def _next(events: Events, ends_at: float) -> bytes | None:
+    """The next event, empty after the last; None when there is none before `ends_at`."""
+    if asyncio.get_running_loop().time() >= ends_at:
+        return None
+    scope = asyncio.timeout_at(ends_at)
+    try:
+        async with scope:
+            return await anext(events, b"")
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        return None
+
+
+async def _no_events() -> AsyncGenerator[bytes, None]:
+    return
+    yield b""
+
+
+async def _count(engine: Engine, body: Body) -> int:
+    """The prompt's tokens; a text completion may hold them already."""
+    prompt = None if is_chat(body) else body["prompt"]
+    if isinstance(prompt, list):
+        return len(prompt)
+    return await engine.count_tokens(body)
 
 
 def _refusal(prepared: Prepared) -> bytes:

@@ -38,7 +38,7 @@ from server.errors import (
     answer,
     mapped,
 )
-from server.middleware import BodyLimit, Doorkeeper, RequestId
+from server.middleware import BodyLimit, Doorkeeper, Leased, RequestId
 from server.services import Services, open_services
 from server.settings import Settings
 
@@ -123,7 +123,7 @@ def _middleware(settings: Settings) -> list[Middleware]:
                 ],
             )
         )
-    return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes)]
+    return [*stack, Middleware(BodyLimit, max_bytes=settings.max_body_bytes), Middleware(Leased)]
 
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:

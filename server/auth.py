@@ -67,11 +67,13 @@ class Keys:
         return Caller(tenant, _digest(self._secret, "cache", tenant), key=str(position))
 
 
-def signing_key(path: Path) -> bytes:
-    """The key of signatures and cache salts: made once, readable by the owner alone.
+def signing_key(path: Path, given: SecretStr | None = None) -> bytes:
+    """The key of signatures and cache salts: of what is `given`, else made once, readable by the owner alone.
 
     Appears whole or not at all, so that no two processes differ. Raises ValueError for a damaged file.
     """
+    if given is not None:
+        return hashlib.sha256(given.get_secret_value().encode()).digest()
     if not path.exists():
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # mode 0600
         with os.fdopen(handle, "wb") as file:

@@ -11,16 +11,23 @@ from fastapi import Depends, Request
 from pydantic import BaseModel, ValidationError
 
 from server.auth import Caller
-from server.errors import BadRequest
+from server.errors import BadRequest, ReadOnlyIndex
+from server.knowledge import Knowledge
 from server.limits import estimated_tokens
 from server.services import Services
 from server.sse import unless_gone
 
 M = TypeVar("M", bound=BaseModel)
+WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
 
 
 async def services_of(request: Request) -> Services:
     return cast(Services, request.app.state.services)
+
+
+async def knowledge_of(request: Request) -> Knowledge:
+    """The version of the index that was current when the request came."""
+    return cast(Knowledge, request.state.knowledge)
 
 
 async def caller_of(request: Request) -> Caller:
@@ -33,11 +40,22 @@ async def caller_of(request: Request) -> Caller:
         raise
 
 
+def refuse_writes(request: Request, services: Services) -> None:
+    """Raises ReadOnlyIndex for a write to the index of a server that answers from published versions."""
+    if services.settings.published_dir is not None and request.method in WRITES:
+        raise ReadOnlyIndex(
+            "this server answers from published versions of its index and takes no documents itself: publish a new "
+            "version with `groundwire ingest PATH --store NAME --publish DIR` (on Modal: "
+            "`modal run modal_deploy.py::ingest`), and it is taken over while the server runs"
+        )
+
+
 async def request_id_of(request: Request) -> str:
     return cast(str, request.state.request_id)
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]
+KnowledgeDep = Annotated[Knowledge, Depends(knowledge_of)]
 CallerDep = Annotated[Caller, Depends(caller_of)]
 RequestIdDep = Annotated[str, Depends(request_id_of)]
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from server.engine.background import Background, Check, in_background
-from server.engine.base import Engine, EngineRejected
+from server.engine.base import Engine, EngineRejected, EngineUnsupported
 from server.settings import (
     BUNDLED_CHAT_MODEL,
     Settings,
@@ -52,6 +52,21 @@ async def begin_engines(
             return {settings.engine: await stack.enter_async_context(own), **upstreams}
 
         yield ready
+
+
+@asynccontextmanager
+async def open_engine(
+    settings: Settings, progress: Progress, start: StartTrace | None = None
+) -> AsyncIterator[Engine]:
+    """The engine of this process by itself, run warm: for one that is to sleep before the rest is opened.
+
+    Raises EngineUnsupported where all engines are elsewhere.
+    """
+    async with _begin_own(settings, progress, StartTrace() if start is None else start) as own:
+        if own is None:
+            raise EngineUnsupported("no engine runs in this process")
+        async with own as engine:
+            yield engine
 
 
 @asynccontextmanager
@@ -109,7 +124,8 @@ def _end_processes() -> None:
 
 def _load(settings: Settings, progress: Progress, start: StartTrace, check: Check) -> LoadedVllm:
     """From the settings to a loaded model; blocks."""
-    from server.engine.vllm_engine import VllmOptions, load_vllm
+    from server.engine.device import fit_warnings
+    from server.engine.vllm_engine import VllmOptions, import_vllm, load_vllm
 
     model, args = settings.model, list(settings.vllm_args)
     if model == BUNDLED_CHAT_MODEL:
@@ -127,7 +143,13 @@ def _load(settings: Settings, progress: Progress, start: StartTrace, check: Chec
         environment=child_environment(settings),
         media_domains=settings.allowed_media_domains,
     )
-    return load_vllm(options, start.step, check)
+    with start.step("engine_imports"):
+        parsed = import_vllm(options, check)
+        for warning in fit_warnings(settings.model, model, args):
+            log.warning("%s", warning)
+    check()
+    with start.step("engine"):
+        return load_vllm(parsed)
 
 
 @asynccontextmanager

@@ -90,6 +90,10 @@ class Draining(ServerError):
     """The server is shutting down and takes no new requests."""
 
 
+class ReadOnlyIndex(ServerError):
+    """The server answers from published versions of the index and cannot write to them."""
+
+
 class RetrievalFailed(ServerError):
     """Retrieval failed and the request asked for `on_error: fail`."""
 
@@ -119,6 +123,7 @@ TABLE: Mapping[type[Exception], Mapped] = {
     RateLimited: Mapped(429, "rate_limit_error", "rate_limited", 1),
     RequestTimeout: Mapped(504, "server_error", "request_timeout"),
     Draining: Mapped(503, "server_error", "shutting_down", 5),
+    ReadOnlyIndex: Mapped(409, "invalid_request_error", "read_only_index"),
     RetrievalFailed: Mapped(503, "server_error", "retrieval_failed", 1),
     ServerError: Mapped(500, "server_error", "internal_error"),
     engine_errors.EngineRejected: Mapped(400, "invalid_request_error", None),
@@ -132,6 +137,7 @@ TABLE: Mapping[type[Exception], Mapped] = {
     catalog_errors.FileNotFound: Mapped(404, "invalid_request_error", "file_not_found"),
     catalog_errors.AmbiguousStore: Mapped(400, "invalid_request_error", "ambiguous_store"),
     catalog_errors.EmbedderConflict: Mapped(409, "invalid_request_error", "embedder_conflict"),
+    catalog_errors.CatalogUnavailable: Mapped(503, "server_error", "catalog_unavailable", 1),
     catalog_errors.CatalogError: Mapped(500, "server_error", "catalog_error"),
     retrieval_errors.StoreUnavailable: Mapped(503, "server_error", "store_unavailable", 1),
     retrieval_errors.DeadlineExceeded: Mapped(503, "server_error", "retrieval_timeout", 1),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError
+from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError, StoreUnavailable
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
 from retrieval.trace import Trace
@@ -16,7 +16,14 @@ from retrieval.types import Candidate, Drop, Passage, Query, Retrieval
 from server import receipts
 from server.adopted import Indexes
 from server.auth import Caller
-from server.catalog import AmbiguousStore, Catalog, EmbedderConflict, Store, StoreNotFound
+from server.catalog import (
+    AmbiguousStore,
+    Catalog,
+    CatalogUnavailable,
+    EmbedderConflict,
+    Store,
+    StoreNotFound,
+)
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
 from server.engine.base import Engine, EngineError, trouble
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
@@ -122,7 +129,7 @@ class Grounding:
             )
             chat = isinstance(request, ChatRequest)
             to_engine = (engine_body if chat else text_body)(body, planned)
-            stores = await self._stores(planned, caller)
+            stores, away = await self._stores_or_why_not(planned, caller)
         _salt(to_engine, caller)
         bare = to_engine
         receipt = Receipt("off", link, route=planned.route)
@@ -138,8 +145,11 @@ class Grounding:
             )
             try:
                 several = not chat and isinstance(to_engine["prompt"], list)
-                ground = self._ground_each if several else self._ground
-                receipt, to_engine = await ground(planned, stores, receipt, to_engine, trace)
+                if away is not None:
+                    receipt = self._degraded(planned, receipt, away)
+                else:
+                    ground = self._ground_each if several else self._ground
+                    receipt, to_engine = await ground(planned, stores, receipt, to_engine, trace)
             except RetrievalFailed:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
@@ -154,6 +164,15 @@ class Grounding:
         if error is None or trouble(self._engine, planned.route.other) is not None:
             return planned, None
         return planned.fallen_back(), error
+
+    async def _stores_or_why_not(
+        self, planned: Plan, caller: Caller
+    ) -> tuple[tuple[Store, ...], RetrievalError | None]:
+        """The stores; where the catalog does not answer, none and a failure of retrieval like any other."""
+        try:
+            return await self._stores(planned, caller), None
+        except CatalogUnavailable as error:
+            return (), StoreUnavailable(str(error))
 
     async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
         if not planned.searches:
@@ -280,6 +299,8 @@ class Grounding:
                 await self._indexes.ready(store, self._settings.timeout_seconds)
             except EmbedderConflict as conflict:
                 raise IndexMissing(str(conflict)) from conflict
+            except CatalogUnavailable as error:
+                raise StoreUnavailable(str(error)) from error
         text = planned.question[:MAX_QUERY_CHARACTERS]
         also = tuple(replace(more, text=more.text[:MAX_QUERY_CHARACTERS]) for more in planned.also)
         names = tuple(store.index_name for store in stores)

@@ -39,6 +39,21 @@ class RequestId:
         await self._app(scope, receive, send_with_id)
 
 
+class Leased:
+    """Gives a request the index that is current when it comes, and keeps that open until it is answered to the end."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        with scope["app"].state.services.handover.lease() as knowledge:
+            scope.setdefault("state", {})["knowledge"] = knowledge
+            await self._app(scope, receive, send)
+
+
 class Doorkeeper:
     """Turns away pages that a browser was tricked into: a foreign `Host` (DNS rebinding) or `Origin`.
 

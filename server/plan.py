@@ -80,6 +80,7 @@ class Defaults:
     max_context_tokens: int
     answer_reserve_tokens: int
     on_error: Literal["skip", "fail"]
+    max_tokens: int | None = None
     media_domains: tuple[str, ...] = ()
     sticky: bool = False
     max_choices: int = 128
@@ -94,8 +95,8 @@ class Plan:
     field in which the client chose them (None: it did not). `answer_tokens` is what the budget keeps for the
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
     question (the same together with the turn before it); `weights` are the request's own, if it gave some;
-    `route` is how `auto` became `engine_model`. A text completion's question is its prompt's, and its index 0;
-    several prompts are asked one by one.
+    `route` is how `auto` became `engine_model`; `max_tokens` is the server's limit for a chat without one. A text
+    completion's question is its prompt's, and its index 0; several prompts are asked one by one.
     """
 
     model: str
@@ -117,6 +118,7 @@ class Plan:
     sticky: bool
     chosen_in: str | None
     route: Route | None = None
+    max_tokens: int | None = None
 
     def fallen_back(self) -> Plan:
         """The same for the other model of the route."""
@@ -140,6 +142,7 @@ class _Asked:
     chosen_in: str | None
     answer_tokens: int
     sticky: bool
+    max_tokens: int | None = None
 
 
 def plan(
@@ -194,6 +197,7 @@ def plan(
         sticky=asked.sticky,
         chosen_in=asked.chosen_in,
         route=route,
+        max_tokens=asked.max_tokens,
     )
 
 
@@ -215,8 +219,11 @@ def _asked_in_chat(
         index=index,
         store_refs=refs,
         chosen_in=chosen_in,
-        answer_tokens=_answer_tokens(request, defaults.answer_reserve_tokens),
+        answer_tokens=_answer_tokens(
+            request, defaults.max_tokens or defaults.answer_reserve_tokens
+        ),
         sticky=defaults.sticky if rag.sticky is None else rag.sticky,
+        max_tokens=defaults.max_tokens if request.answer_limit is None else None,
     )
 
 
@@ -286,6 +293,8 @@ def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
     """A chat as the engine may see it: our fields, nulls and OpenAI's hosted tool taken out."""
     engine = _engine_fields(body, plan)
     engine["messages"] = [_engine_message(message) for message in body["messages"]]
+    if plan.max_tokens is not None:
+        engine["max_tokens"] = plan.max_tokens
     tools = engine.get("tools")
     if isinstance(tools, list) and any(_is_file_search(tool) for tool in tools):
         engine["tools"] = [tool for tool in tools if not _is_file_search(tool)]

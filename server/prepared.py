@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from server.engine.base import Engine, EngineError, EngineRejected, is_chat
 from server.plan import Plan
 from server.receipts import Receipt
 from server.telemetry.recorder import Recording
-from server.weave_text import NOTHING
+from server.weave_text import NOTHING, of_prompt
 
 
 @dataclass(slots=True)
@@ -53,10 +53,21 @@ class Prepared:
 
     @property
     def one_by_one(self) -> list[Mapping[str, Any]]:
-        """A body for each prompt of a grounded text completion; any other is one already."""
-        if is_chat(self.body) or isinstance(self.body["prompt"], str):
+        """A body for each prompt of a text completion; any other is one already."""
+        if is_chat(self.body):
             return [self.body]
-        return [{**self.body, "prompt": prompt} for prompt in self.body["prompt"]]
+        prompt = self.body["prompt"]
+        if isinstance(prompt, str) or all(type(token) is int for token in prompt):
+            return [self.body]
+        return [{**self.body, "prompt": one} for one in prompt]
+
+    def without_echo(self, texts: Sequence[str]) -> list[str]:
+        """What the choices say behind the prompts that a text completion repeats."""
+        echoed = self.echoed
+        return [
+            text.removeprefix(of_prompt(echoed, index, len(texts)))
+            for index, text in enumerate(texts)
+        ]
 
     def leave_out_context(self) -> None:
         """Take the context out again: the engine has no room for it."""

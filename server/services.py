@@ -4,85 +4,70 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 from retrieval.cache import Bounds, Cache
-from retrieval.embed import QueryBatcher, Vectors, WholeTexts
-from retrieval.errors import RetrievalError
-from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import (
-    Dense,
-    DenseSearch,
-    FusionSettings,
-    QueryEmbedder,
-    RerankSettings,
-    Retriever,
-)
-from retrieval.remember import CachedEmbedder, CachedRetriever, retrieval_bytes, vector_bytes
-from retrieval.rerank import Reranker, open_reranker
-from retrieval.search import VectorStore, connect
-from server.adopted import Indexes, QuerySide
+from retrieval.embed import Embedder, QueryBatcher, WholeTexts
+from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
-from server.auth import Keys, Links, signing_key
-from server.catalog import Catalog, Store
-from server.checkup import Checkup
-from server.conversation import Conversations, blocks_bytes
+from server.auth import Keys
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
 from server.engines import begin_engines
-from server.grounding import Grounding, GroundingSettings
+from server.handover import Handover
+from server.knowledge import Parts, open_indexes, open_knowledge, open_storage
 from server.limits import Admission, Limits
-from server.plan import Defaults, Models
-from server.queries import FollowUpWeights
+from server.plan import Models
+from server.replica import Copies, Refresh, Replica, open_copies
+from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
 from server.settings import Settings, SettingsError
 from server.start import StartTrace
-from server.telemetry.metrics import CacheCounts, Metrics, new_registry
+from server.telemetry.metrics import CacheCounts, Gateway, Metrics, new_registry
+from server.telemetry.push import own_instance, pushing
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
 
 #: How often the engine is asked whether it lives; vLLM tells nobody by itself.
 HEALTH_SECONDS = 0.5
-#: Turns that are remembered; the bytes are the tighter bound.
-MAX_CONVERSATIONS = 100_000
 Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Services:
-    """Everything a request needs, built once. `dead` is set when the engine has died for good.
+    """Everything that requests share, built once. `dead` is set when the engine has died for good.
 
-    `engine` is the `engines`, by their names, as one.
+    `engine` is the `engines`, by their names, as one. What depends on the index is the `handover`'s: a request
+    has one version of it from start to end (`server/deps.py`).
     """
 
     settings: Settings
     engine: Engine
     engines: Mapping[str, Engine]
-    retriever: CachedRetriever
     texts: WholeTexts
     vocabulary: Vocabulary
-    vectors: VectorStore
-    lexical: LexicalIndex
-    indexes: Indexes
-    catalog: Catalog
-    grounding: Grounding
+    handover: Handover
     answering: Answering
     models: Models
     metrics: Metrics
     admission: Admission
     keys: Keys
-    links: Links
-    checkup: Checkup
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
         """When a request that starts now is cut off, in the event loop's time; None is never."""
         seconds = self.settings.request_timeout_seconds
+        return None if seconds is None else asyncio.get_running_loop().time() + seconds
+
+    def stream_end(self) -> float | None:
+        """When the answer of a stream that is asked for now ends where it is; None is never."""
+        seconds = self.settings.max_stream_seconds
         return None if seconds is None else asyncio.get_running_loop().time() + seconds
 
 
@@ -91,33 +76,32 @@ async def open_services(
     settings: Settings,
     progress: Progress = lambda _: None,
     engine: Engine | None = None,
+    refresh: Refresh | None = None,
     start: StartTrace | None = None,
 ) -> AsyncIterator[Services]:
     """Open all parts; what retrieval needs is opened while the engine loads its model.
 
-    `engine` replaces the configured one; `start` times the steps. Raises whatever a part raises; what was
-    opened is closed again, and an engine that still loads is given up.
+    `engine` replaces the configured one; `refresh` makes the newest state of `published_dir` visible, where that
+    is a mounted volume; `start` times the steps. Raises whatever a part raises; what was opened is closed again,
+    and an engine that still loads is given up.
     """
+    metrics = Metrics(new_registry())
     start = StartTrace() if start is None else start
-    settings.make_data_dir()
     await asyncio.to_thread(check_embedder, settings)
     async with AsyncExitStack() as stack:
-        with start.step("catalog"):
-            opening = await Catalog.open(settings.resolved_catalog_url)
-            catalog = await stack.enter_async_context(opening)
-        metrics = Metrics(new_registry())
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
+        # What is closed when a newer version of the index has taken over, or with the rest.
+        first = await stack.enter_async_context(AsyncExitStack())
+        copies, version, here = await _index_directory(
+            settings, refresh, progress, start, stack, first
+        )
         progress(
             "starting Chroma"
             if settings.chroma_url is None
             else f"using Chroma at {settings.chroma_url}"
         )
-        restarted = metrics.chroma_restarts.inc
-        with start.step("chroma"):
-            handle = await stack.enter_async_context(
-                connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
-            )
+        storage = await first.enter_async_context(open_storage(here, metrics, version, start))
         progress(f"loading the embedder {settings.embedder}")
         with start.step("embedder"):
             embedder = await asyncio.to_thread(open_embedder, settings, progress)
@@ -125,90 +109,90 @@ async def open_services(
             vocabulary = await asyncio.to_thread(load_vocabulary)
             texts = WholeTexts(embedder)
             stack.push_async_callback(texts.close)
-            batcher = QueryBatcher(embedder)
-            stack.push_async_callback(batcher.close)
-            # The first run compiles; no request should wait for that.
-            warmed = await batcher.embed("warm up")
-        indexes = Indexes(settings, QuerySide.of(embedder, batcher))
-        stack.push_async_callback(indexes.close)
-        lexical = LexicalIndex(settings.data_dir / "lexical")
+            sides = await stack.enter_async_context(_open_sides(settings, embedder))
         with start.step("index"):
-            stores = await catalog.every_store()
-            await indexes.warm(stores)
-            own = [s for s in stores if settings.default_store in (s.id, s.name) and not s.adopted]
-            await _search_once(own, handle.store, lexical, warmed)
+            indexes = await first.enter_async_context(
+                open_indexes(storage, sides, settings.default_store)
+            )
         reranker = await stack.enter_async_context(reranker_of(settings, progress, start))
         engines: Mapping[str, Engine]
         engines = {settings.engine: engine} if engine is not None else await ready()
         engine = await pooled(engines)
         models = model_names(settings, await engine.models(), embedder.name)
-        retriever = cached_retriever(
-            settings, metrics, batcher, handle.store, lexical, reranker, elsewhere=indexes.dense
-        )
-        secret = signing_key(settings.data_dir / "secret")
+        parts = Parts(settings, engine, sides, reranker, Caches.of(settings, metrics), metrics)
+        knowledge = await first.enter_async_context(open_knowledge(storage, indexes, parts))
+        handover = Handover(knowledge, first.pop_all())
+        stack.push_async_callback(handover.close)
         services = Services(
             settings=settings,
             engine=engine,
             engines=engines,
-            retriever=retriever,
             texts=texts,
             vocabulary=vocabulary,
-            vectors=handle.store,
-            lexical=lexical,
-            indexes=indexes,
-            catalog=catalog,
-            grounding=Grounding(
-                engine,
-                retriever,
-                catalog,
-                conversations(settings, metrics),
-                _grounding(settings),
-                indexes,
-            ),
+            handover=handover,
             answering=Answering(engine, answers(settings, metrics)),
             models=models,
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
-            keys=Keys(settings.api_keys, secret),
-            links=Links(secret, signed=bool(settings.api_keys)),
-            checkup=Checkup(catalog, lexical, embedder.name, indexes.check),
+            keys=Keys(settings.api_keys, storage.secret),
         )
-        watch = asyncio.ensure_future(_watch(services))
-        stack.callback(watch.cancel)
-        looking = asyncio.ensure_future(services.checkup.watch())
-        stack.callback(looking.cancel)
+        if copies is not None:
+            _run(Replica(copies, handover, parts).watch(), stack)
+        _run(_watch(services), stack)
         metrics.observe_start(start.records)
+        if settings.push_url is not None:
+            # Named here and not when the settings were read: a process restored from a snapshot has another id.
+            instance = settings.push_instance or own_instance()
+            gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
+            await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
         yield services
 
 
+async def _index_directory(
+    settings: Settings,
+    refresh: Refresh | None,
+    progress: Progress,
+    start: StartTrace,
+    stack: AsyncExitStack,
+    first: AsyncExitStack,
+) -> tuple[Copies | None, int, Settings]:
+    """Where the index is: our data directory, or a copy of the published version, with its number.
+
+    `stack` and `first` close what is opened for all versions, and for this one.
+    """
+    if settings.published_dir is None:
+        return None, 0, settings
+    progress(f"copying the index published in {settings.published_dir}")
+    with start.step("index_copy"):
+        copies = await stack.enter_async_context(
+            open_copies(settings, settings.published_dir, refresh)
+        )
+        version, here = await first.enter_async_context(copies.taken())
+    return copies, version, here
+
+
 @asynccontextmanager
-async def reranker_of(
-    settings: Settings, progress: Progress = lambda _: None, start: StartTrace | None = None
-) -> AsyncIterator[Reranker | None]:
-    """The configured reranker, or None. Raises RerankerError."""
-    if settings.reranker is None:
-        yield None
-        return
-    progress(f"loading the reranker {settings.reranker}")
-    with start.step("reranker") if start is not None else nullcontext():
-        reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
+async def _open_sides(settings: Settings, embedder: Embedder) -> AsyncIterator[QuerySides]:
+    """The embedders of questions; the server's own has run once."""
+    batcher = QueryBatcher(embedder)
+    sides = QuerySides(settings, QuerySide.of(embedder, batcher))
     try:
-        yield reranker
+        await batcher.embed("warm up")  # the first run compiles; no request should wait for that
+        yield sides
     finally:
-        await reranker.close()
+        await sides.close()
+        await batcher.close()
 
 
-async def _search_once(
-    stores: Sequence[Store], vectors: VectorStore, lexical: LexicalIndex, vector: Vectors
-) -> None:
-    """Search each of these stores by both ways: connections and indexes open with their first use."""
-    await vectors.heartbeat()
-    for store in stores:
-        try:
-            await vectors.query(store.index_name, vector, 1)
-            await asyncio.to_thread(lexical.search, store.index_name, "warm up", 1)
-        except RetrievalError as error:  # requests will be told, and `/ready` tells
-            log.warning("the store %r cannot be searched: %s", store.name, error)
+def _run(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
+    """Do `work` beside the requests, until `stack` is closed."""
+    task = asyncio.ensure_future(work)
+
+    async def end() -> None:
+        task.cancel()
+        await asyncio.wait([task])
+
+    stack.push_async_callback(end)
 
 
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:
@@ -252,92 +236,7 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def fusion_settings(settings: Settings) -> FusionSettings:
-    """How the settings say that rankings are made and merged; the same for the server, `search` and `eval`."""
-    return FusionSettings(
-        candidates=settings.candidates,
-        rrf_k=settings.rrf_k,
-        dense_weight=settings.dense_weight,
-        lexical_weight=settings.lexical_weight,
-    )
-
-
-def followup_weights(settings: Settings) -> FollowUpWeights:
-    """How much a follow-up's searches together with the turn before it weigh, by the settings."""
-    return FollowUpWeights(settings.followup_dense_weight, settings.followup_lexical_weight)
-
-
-def cached_retriever(
-    settings: Settings,
-    metrics: Metrics,
-    embedder: QueryEmbedder,
-    dense: DenseSearch,
-    lexical: LexicalIndex,
-    reranker: Reranker | None = None,
-    *,
-    elsewhere: Callable[[str], Dense | None] = lambda _: None,
-) -> CachedRetriever:
-    """The retriever as the settings say it is, behind its caches; `elsewhere` as in `Retriever`."""
-    size, seconds = settings.cache_bytes, settings.cache_ttl_seconds
-    vectors = Cache(
-        Bounds(settings.embedding_cache_entries, size, seconds),
-        vector_bytes,
-        observer=CacheCounts(metrics, "embedding"),
-    )
-    remembering = CachedEmbedder(embedder, vectors)
-
-    def remembered(index_name: str) -> Dense | None:
-        found = elsewhere(index_name)
-        if found is None:
-            return None
-        other = CachedEmbedder(found.embedder, vectors, found.key)
-        return replace(found, embedder=other, known_vector=other.known)
-
-    retriever = Retriever(
-        remembering,
-        dense,
-        lexical,
-        fusion_settings(settings),
-        reranker,
-        RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
-        known_vector=remembering.known,
-        elsewhere=remembered,
-    )
-    cache = Cache(
-        Bounds(settings.retrieval_cache_entries, size, seconds),
-        retrieval_bytes,
-        keeps=lambda retrieval: retrieval.whole,
-        observer=CacheCounts(metrics, "retrieval"),
-    )
-    return CachedRetriever(retriever, lexical, cache)
-
-
-def conversations(settings: Settings, metrics: Metrics) -> Conversations:
-    """The memory of what each conversation was given."""
-    bounds = Bounds(MAX_CONVERSATIONS, settings.cache_bytes, settings.cache_ttl_seconds)
-    return Conversations(Cache(bounds, blocks_bytes, observer=CacheCounts(metrics, "conversation")))
-
-
 def answers(settings: Settings, metrics: Metrics) -> Answers:
     """The memory of answers to requests that are answered the same each time."""
     bounds = Bounds(settings.answer_cache_entries, settings.cache_bytes, settings.cache_ttl_seconds)
     return Answers(Cache(bounds, answer_bytes, observer=CacheCounts(metrics, "answer")))
-
-
-def _grounding(settings: Settings) -> GroundingSettings:
-    return GroundingSettings(
-        defaults=Defaults(
-            default_store=settings.default_store,
-            top_k=settings.top_k,
-            max_context_tokens=settings.max_context_tokens,
-            answer_reserve_tokens=settings.answer_reserve_tokens,
-            on_error=settings.on_error,
-            media_domains=tuple(settings.allowed_media_domains),
-            sticky=settings.sticky,
-            max_choices=settings.max_choices,
-            followup=followup_weights(settings),
-        ),
-        min_similarity=settings.min_similarity,
-        timeout_seconds=settings.retrieval_timeout_seconds,
-        sticky_context_tokens=settings.sticky_context_tokens,
-    )

@@ -1,6 +1,7 @@
 """Every setting, and the only reader of the environment and of `groundwire.toml`.
 
-Precedence, highest first: command-line flags, `GROUNDWIRE_*` variables, `groundwire.toml`, the defaults here.
+Precedence, highest first: command-line flags, `GROUNDWIRE_*` variables, `groundwire.toml`, the profile, the
+defaults here.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pydantic import (
     SecretStr,
     TypeAdapter,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,6 +33,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from server.profiles import UnknownProfile, load_profile
 from server.wire.common import first_complaint
 
 ENV_PREFIX = "GROUNDWIRE_"
@@ -54,6 +57,13 @@ def _words(value: Any) -> Any:
     if isinstance(value, str):
         return [word.strip() for word in value.split(",") if word.strip()]
     return value
+
+
+def _check_http(url: str) -> None:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must start with http:// or https://")
+    if not urlsplit(url).hostname:
+        raise ValueError("names no host")
 
 
 Words = Annotated[list[str], NoDecode]
@@ -127,6 +137,11 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Keys that may use the API, each `key` or `tenant:key`. Comma-separated in the environment.",
     )
+    signing_secret: SecretStr | None = Field(
+        None,
+        min_length=16,
+        description="What signs passage links; the same on all replicas. Default: made once in `data_dir`.",
+    )
     allowed_hosts: Words = Field(
         default_factory=list, description="Further `Host` names to answer to when no key is set."
     )
@@ -166,11 +181,32 @@ class Settings(BaseSettings):
         gt=0,
         description="Longest a request may take, waiting included; then 504, or an error event in a stream.",
     )
+    max_stream_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Longest a stream may take, waiting included; then its answer ends as at a token limit.",
+    )
     shutdown_seconds: float = Field(
         30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."
     )
 
+    # Where metrics are pushed to
+    push_url: SecretStr | None = Field(
+        None,
+        description="Prometheus Pushgateway that metrics are pushed to; with a user and password, by basic auth.",
+    )
+    push_seconds: float = Field(15.0, gt=0, description="How often metrics are pushed.")
+    push_instance: str | None = Field(
+        None,
+        min_length=1,
+        description="Label `instance` of what is pushed, one for each replica. Default: host name and process id.",
+    )
+
     # The engine
+    profile: str | None = Field(
+        None,
+        description="A model with settings that fit it (see `docs/capacity.md`); all that is set elsewhere wins.",
+    )
     engine: Literal["vllm", "scripted", "upstream"] = Field(
         "vllm", description="What generates the answers."
     )
@@ -220,6 +256,14 @@ class Settings(BaseSettings):
     )
     chroma_url: str | None = Field(
         None, description="A Chroma server to use instead of the supervised child."
+    )
+    published_dir: Path | None = Field(
+        None,
+        description="Directory with published versions of the index: the server answers from the current one, "
+        "takes over a newer one when there is one, and takes no documents itself.",
+    )
+    published_poll_seconds: float = Field(
+        10.0, gt=0, description="How often `published_dir` is looked at for a newer version."
     )
 
     # Retrieval
@@ -277,6 +321,11 @@ class Settings(BaseSettings):
     answer_reserve_tokens: int = Field(
         512, ge=1, description="Tokens kept for the answer when the request sets no limit."
     )
+    default_max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Longest answer of a chat request that sets no limit; default: as long as the window holds.",
+    )
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Retrieval that takes longer is skipped (status `degraded`)."
     )
@@ -324,6 +373,18 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _on_top_of_the_profile(cls, given: Any) -> Any:
+        """The profile's settings below those that were given; its flags for vLLM are put in below."""
+        if not isinstance(given, dict) or not (name := given.get("profile")):
+            return given
+        try:
+            profile = load_profile(str(name))
+        except UnknownProfile as error:
+            raise ValueError(f"profile: {error}") from None
+        return {**profile.settings, "model": profile.model, **given}
+
     @field_validator(
         "api_keys", "allowed_hosts", "allowed_origins", "allowed_media_domains", mode="before"
     )
@@ -335,6 +396,15 @@ class Settings(BaseSettings):
     @classmethod
     def _split_shell(cls, value: Any) -> Any:
         return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("vllm_args")
+    @classmethod
+    def _after_the_profile_s(cls, value: list[str], info: ValidationInfo) -> list[str]:
+        """The profile's flags, then one's own: of a flag that stands twice vLLM takes the last."""
+        name = info.data.get("profile")
+        if name is None or info.data.get("engine") != "vllm":
+            return value
+        return [*load_profile(name).flags_for(info.data.get("model", "")), *value]
 
     @field_validator("scripted")
     @classmethod
@@ -364,11 +434,17 @@ class Settings(BaseSettings):
     @field_validator("chroma_url", "public_url")
     @classmethod
     def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        if value is not None and not urlsplit(value).hostname:
-            raise ValueError("names no host")
-        return value.rstrip("/") if value else value
+        if value is None:
+            return None
+        _check_http(value)
+        return value.rstrip("/")
+
+    @field_validator("push_url")
+    @classmethod
+    def _secret_http_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _check_http(value.get_secret_value())
+        return value
 
     @field_validator("chroma_url")
     @classmethod
@@ -377,7 +453,15 @@ class Settings(BaseSettings):
             raise ValueError("takes scheme, host and port, and no path")
         return value
 
-    @field_validator("tool_call_parser", "default_store", "query_prefix", "reranker", mode="before")
+    @field_validator(
+        "tool_call_parser",
+        "default_store",
+        "query_prefix",
+        "reranker",
+        "published_dir",
+        "profile",
+        mode="before",
+    )
     @classmethod
     def _empty_is_none(cls, value: Any) -> Any:
         return None if value == "" else value
@@ -388,6 +472,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"host: refusing to listen on {self.host} without a key, because anyone who reaches it "
                 f"could read the documents; set {ENV_PREFIX}API_KEYS, or listen on 127.0.0.1"
+            )
+        if self.published_dir is not None and (self.catalog_url or self.chroma_url):
+            raise ValueError(
+                "published_dir: a published version holds its catalog and its vectors itself; leave "
+                "catalog_url and chroma_url out"
             )
         if self.engine == "upstream" and not self.engines:
             raise ValueError("engines: `engine = 'upstream'` needs at least one [[engines]] table")

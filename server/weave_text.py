@@ -35,15 +35,15 @@ def weave_text(
     choices, cited = answer["choices"], False
     for index, choice in enumerate(choices):
         text = choice["text"] or ""
-        part = _of(receipt.parts or (receipt,), index, len(choices))
-        own = text.removeprefix(_of(echoed, index, len(choices)))
+        part = of_prompt(receipt.parts or (receipt,), index, len(choices))
+        own = text.removeprefix(of_prompt(echoed, index, len(choices)))
         cited = cited or bool(receipts.find_citations(own, len(part.sources)))
         choice["text"] = text + receipts.footer(part, own)
     answer["rag"] = receipts.rag_field(receipt, timings_ms, cited=cited)
     return answer
 
 
-def _of(prompts: Sequence[T], index: int, choices: int) -> T:
+def of_prompt(prompts: Sequence[T], index: int, choices: int) -> T:
     """What belongs to the prompt of this choice: those of the first prompt come first, as many of each."""
     return prompts[index * len(prompts) // choices]
 
@@ -94,8 +94,8 @@ class TextWeaver:
         index, said = choice["index"], self._texts[choice["index"]]
         said.append(choice["text"] or "")
         if choice.get("finish_reason") is not None:
-            part = _of(self._receipt.parts or (self._receipt,), index, len(self._texts))
-            own = "".join(said).removeprefix(_of(self._echoed, index, len(self._texts)))
+            part = of_prompt(self._receipt.parts or (self._receipt,), index, len(self._texts))
+            own = "".join(said).removeprefix(of_prompt(self._echoed, index, len(self._texts)))
             choice["text"] = said[-1] + receipts.footer(part, own)
 
     def _empty(self, **extra: Any) -> bytes:

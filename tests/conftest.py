@@ -9,7 +9,7 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-pytest_plugins = ["tests.engine.real", "tests.server.api.bench"]
+pytest_plugins = ["tests.engine.real", "tests.server.api.bench", "tests.debian.servers"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -63,14 +63,14 @@ async def main(data_dir: Path, rounds: int) -> None:
     async with open_services(
         load_settings({"data_dir": data_dir, "engine": "scripted"})
     ) as services:
-        store = await services.catalog.find_store(LOCAL_TENANT, STORE)
+        store = await services.handover.current.catalog.find_store(LOCAL_TENANT, STORE)
         for number in range(rounds):
             taken = []
             for asked in range(QUESTIONS):
                 query = Query(question(number * QUESTIONS + asked), (store.id,), 4)
-                await services.retriever.retrieve(query, Trace())
+                await services.handover.current.retriever.retrieve(query, Trace())
                 start, trace = time.perf_counter(), Trace()
-                await services.retriever.retrieve(query, trace)
+                await services.handover.current.retriever.retrieve(query, trace)
                 taken.append((time.perf_counter() - start) * 1000)
                 if trace.cached != ["retrieval"]:
                     raise RuntimeError("a repeated question was not remembered")

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.api.generation import Generation, generate
-from server.deps import CallerDep, RequestIdDep, ServicesDep
+from server.deps import CallerDep, KnowledgeDep, RequestIdDep, ServicesDep
 from server.openapi import takes
 from server.wire.completions import CompletionRequest
 
@@ -17,7 +17,11 @@ router = APIRouter()
 
 @router.post(TEXT.route, openapi_extra=takes(CompletionRequest))
 async def create_completion(
-    request: Request, services: ServicesDep, caller: CallerDep, request_id: RequestIdDep
+    request: Request,
+    services: ServicesDep,
+    knowledge: KnowledgeDep,
+    caller: CallerDep,
+    request_id: RequestIdDep,
 ) -> Response:
     """A text completion, grounded where its model's name or its `rag` says so."""
-    return await generate(TEXT, request, services, caller, request_id)
+    return await generate(TEXT, request, services, knowledge, caller, request_id)

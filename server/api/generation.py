@@ -14,6 +14,7 @@ from retrieval.types import Passage
 from server import receipts
 from server.auth import Caller
 from server.deps import admitted, read_json
+from server.knowledge import Knowledge
 from server.prepared import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
@@ -32,19 +33,26 @@ class Generation:
 
 
 async def generate(
-    generation: Generation, request: Request, services: Services, caller: Caller, request_id: str
+    generation: Generation,
+    request: Request,
+    services: Services,
+    knowledge: Knowledge,
+    caller: Caller,
+    request_id: str,
 ) -> Response:
     """The answer to a request, grounded in the store that it chooses."""
     route = generation.route
     # The wait for a place is part of it.
     recording = Recording(services.metrics, route, generation.id_prefix)
-    until = services.deadline()
+    until, ends_at = services.deadline(), services.stream_end()
     async with AsyncExitStack() as stack:
         with recording.closed_by_failure():
             await stack.enter_async_context(admitted(request, services, caller, route, until))
-            prepared = await _prepare(generation, request, services, caller, recording, until)
+            prepared = await _prepare(
+                generation, request, services, knowledge, caller, recording, until
+            )
             if prepared.plan.stream:
-                return await _stream(request, services, prepared, request_id, stack, until)
+                return await _stream(request, services, prepared, request_id, stack, until, ends_at)
             answer = await unless_gone(
                 request.receive, services.answering.complete(prepared), until
             )
@@ -58,6 +66,7 @@ async def _prepare(
     generation: Generation,
     request: Request,
     services: Services,
+    knowledge: Knowledge,
     caller: Caller,
     recording: Recording,
     until: float | None,
@@ -66,11 +75,11 @@ async def _prepare(
     base, now = base_url(request, services), time.time()
 
     def link(passage: Passage) -> str:
-        return services.links.url(base, caller.tenant, passage, now)
+        return knowledge.links.url(base, caller.tenant, passage, now)
 
     return await unless_gone(
         request.receive,
-        services.grounding.prepare(
+        knowledge.grounding.prepare(
             body, asked, request.headers, services.models, caller, link, recording
         ),
         until,
@@ -84,9 +93,10 @@ async def _stream(
     request_id: str,
     stack: AsyncExitStack,
     until: float | None,
+    ends_at: float | None,
 ) -> Response:
     events, keep_alive = await unless_gone(
-        request.receive, services.answering.stream(prepared, stack), until
+        request.receive, services.answering.stream(prepared, stack, ends_at), until
     )
     place = stack.pop_all()  # the stream gives the place back when it ends
 

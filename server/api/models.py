@@ -7,8 +7,9 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from server.deps import CallerDep, ServicesDep
+from server.deps import CallerDep, KnowledgeDep, ServicesDep
 from server.errors import ModelNotFound
+from server.knowledge import Knowledge
 from server.plan import NO_STORE
 from server.routing import AUTO
 from server.services import Services
@@ -17,21 +18,30 @@ router = APIRouter()
 
 
 @router.get("/v1/models")
-async def list_models(services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+async def list_models(
+    services: ServicesDep, knowledge: KnowledgeDep, caller: CallerDep
+) -> dict[str, Any]:
     """Every name that `model` may have, foreign aliases aside."""
-    return {"object": "list", "data": list((await _cards(services, caller.tenant)).values())}
+    return {
+        "object": "list",
+        "data": list((await _cards(services, knowledge, caller.tenant)).values()),
+    }
 
 
 @router.get("/v1/models/{model:path}")
-async def retrieve_model(model: str, services: ServicesDep, caller: CallerDep) -> dict[str, Any]:
+async def retrieve_model(
+    model: str, services: ServicesDep, knowledge: KnowledgeDep, caller: CallerDep
+) -> dict[str, Any]:
     """One model by its exact name. Raises ModelNotFound."""
-    cards = await _cards(services, caller.tenant)
+    cards = await _cards(services, knowledge, caller.tenant)
     if model not in cards:
         raise ModelNotFound(f"The model {model!r} does not exist. Known: {', '.join(cards)}.")
     return cards[model]
 
 
-async def _cards(services: Services, tenant: str) -> dict[str, dict[str, Any]]:
+async def _cards(
+    services: Services, knowledge: Knowledge, tenant: str
+) -> dict[str, dict[str, Any]]:
     chat = {
         card.id: _card(card.id, card.created, card.owned_by, max_model_len=card.max_model_len)
         for card in await services.engine.models()
@@ -44,7 +54,7 @@ async def _cards(services: Services, tenant: str) -> dict[str, dict[str, Any]]:
         chat[AUTO] = _card(AUTO, created, "groundwire", max_model_len=length)
     cards = dict(chat)
     cards[services.models.embedder] = _card(services.models.embedder, created, "groundwire")
-    stores = await services.catalog.list_stores(tenant)
+    stores = await knowledge.catalog.list_stores(tenant)
     names = Counter(store.name for store in stores)
     for store in stores:
         # A name that two stores share, or that means "no retrieval", leaves only the id to call it by.

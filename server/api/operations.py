@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from server.catalog import LOCAL_TENANT
-from server.deps import CallerDep, ServicesDep
+from server.deps import CallerDep, KnowledgeDep, ServicesDep
 from server.engine.base import Engine
 from server.openapi import document
 from server.telemetry.metrics import exposition
@@ -28,12 +28,12 @@ async def health() -> dict[str, str]:
 
 
 @router.get("/ready")
-async def ready(services: ServicesDep) -> JSONResponse:
+async def ready(services: ServicesDep, knowledge: KnowledgeDep) -> JSONResponse:
     """Whether an engine, vector store and catalog answer: 200, or 503 with what is wrong."""
     parts = {
         "engine": await _probe(_alive(services.engine)),
-        "vectors": await _probe(services.vectors.heartbeat()),
-        "catalog": await _probe(services.catalog.list_stores(LOCAL_TENANT)),
+        "vectors": await _probe(knowledge.vectors.heartbeat()),
+        "catalog": await _probe(knowledge.catalog.list_stores(LOCAL_TENANT)),
         "accepting": "the server is shutting down" if services.admission.draining else "ok",
     }
     fine = all(state == "ok" for state in parts.values())
@@ -42,8 +42,13 @@ async def ready(services: ServicesDep) -> JSONResponse:
         body["engines"] = {
             name: await _probe(_alive(engine)) for name, engine in services.engines.items()
         }
-    if services.checkup.warnings:
-        body["warnings"] = list(services.checkup.warnings)
+    warnings = [*knowledge.checkup.warnings]
+    if services.settings.published_dir is not None:
+        body["index_version"] = knowledge.version
+        if not knowledge.version:
+            warnings.append("no index is published yet: run `groundwire ingest --publish`")
+    if warnings:
+        body["warnings"] = warnings
     return JSONResponse(body, 200 if fine else 503)
 
 

@@ -12,9 +12,10 @@ from retrieval.trace import Trace
 from retrieval.types import Query, WeightedText
 from server import receipts
 from server.auth import Caller
-from server.deps import CallerDep, ServicesDep, admitted, read_json
+from server.deps import CallerDep, KnowledgeDep, ServicesDep, admitted, read_json
 from server.errors import BadRequest
 from server.grounding import MAX_QUERY_CHARACTERS
+from server.knowledge import Knowledge
 from server.openapi import takes
 from server.queries import fusion_weights
 from server.services import Services
@@ -30,7 +31,11 @@ router = APIRouter()
 
 @router.post(ROUTE, openapi_extra=takes(SearchRequest))
 async def search_vector_store(
-    vector_store_id: str, request: Request, services: ServicesDep, caller: CallerDep
+    vector_store_id: str,
+    request: Request,
+    services: ServicesDep,
+    knowledge: KnowledgeDep,
+    caller: CallerDep,
 ) -> Response:
     """The passages of one store that fit a query best, as OpenAI's `vector_store.search_results.page`."""
     recording = Recording(services.metrics, ROUTE)
@@ -40,7 +45,7 @@ async def search_vector_store(
             _, asked = await read_json(request, SearchRequest)
             page = await unless_gone(
                 request.receive,
-                _search(services, caller, vector_store_id, asked, recording.trace),
+                _search(services, knowledge, caller, vector_store_id, asked, recording.trace),
                 until,
             )
     timings = receipts.server_timing(recording.trace.timings_ms())
@@ -49,18 +54,23 @@ async def search_vector_store(
 
 
 async def _search(
-    services: Services, caller: Caller, store_ref: str, asked: SearchRequest, trace: Trace
+    services: Services,
+    knowledge: Knowledge,
+    caller: Caller,
+    store_ref: str,
+    asked: SearchRequest,
+    trace: Trace,
 ) -> dict[str, Any]:
     """Raises BadRequest for what is not built, StoreNotFound, AmbiguousStore, EmbedderConflict, RetrievalError."""
     _refuse_unbuilt(asked)
-    store = await services.catalog.find_store(caller.tenant, store_ref)
+    store = await knowledge.catalog.find_store(caller.tenant, store_ref)
     deadline = services.settings.retrieval_timeout_seconds
-    await services.indexes.ready(store, deadline)
+    await knowledge.indexes.ready(store, deadline)
     first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
     also = tuple(WeightedText(text) for text in others)
     ranking = asked.ranking_options or RankingOptions()
     query = Query(first, (store.index_name,), asked.max_num_results, also, fusion_weights(ranking))
-    retrieval = await services.retriever.retrieve(
+    retrieval = await knowledge.retriever.retrieve(
         query,
         trace,
         scope=((store.tenant, store.version),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from retrieval.types import HASH_DIGITS, Passage
 from server.catalog import rebuild, rows
-from server.catalog.database import open_engine
+from server.catalog.database import open_engine, reachable, try_claim
 from server.catalog.errors import (
     AmbiguousStore,
     EmbedderConflict,
@@ -68,8 +68,48 @@ class Catalog:
     async def _write(self) -> AsyncIterator[AsyncConnection]:
         """A transaction that a cancelled caller still ends: it takes milliseconds, and holds the lock."""
         with CancelScope(shield=True):
-            async with self._writer.begin() as connection:
+            async with reachable(), self._writer.begin() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one statement. Raises CatalogUnavailable."""
+        async with reachable(), self._engine.connect() as connection:
+            yield connection
+
+    @property
+    def shared(self) -> bool:
+        """Whether other machines may use it too: their writes are then not in this one's keyword indexes."""
+        return self._engine.dialect.name != "sqlite"
+
+    @asynccontextmanager
+    async def claim(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Hands out a try to become the only one that ingests, on all machines, until the block ends.
+
+        The database frees it when the process dies. A catalog that is not shared needs none: the try succeeds.
+        """
+
+        async def granted() -> bool:
+            return True
+
+        if not self.shared:
+            yield granted
+            return
+        async with reachable():
+            connection = await self._engine.connect()
+        # Without a transaction, which would be open for as long as the ingest takes.
+        session = await connection.execution_options(isolation_level="AUTOCOMMIT")
+
+        async def asked() -> bool:
+            async with reachable():
+                return await try_claim(session)
+
+        try:
+            yield asked
+        finally:
+            with CancelScope(shield=True):
+                await session.invalidate()  # a pooled session would keep the right
+                await session.close()
 
     # Stores
 
@@ -118,7 +158,7 @@ class Catalog:
         mine = stores.c.tenant == tenant
         either = sa.or_(stores.c.id == ref, stores.c.name == ref)
         query = sa.select(stores).where(mine, either).order_by(stores.c.created_at, stores.c.id)
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return [rows.store(row) for row in await connection.execute(query)]
 
     async def list_stores(self, tenant: str) -> list[Store]:
@@ -128,13 +168,13 @@ class Catalog:
             .where(stores.c.tenant == tenant)
             .order_by(stores.c.created_at, stores.c.id)
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return [rows.store(row) for row in await connection.execute(query)]
 
     async def every_store(self) -> list[Store]:
         """The stores of all tenants, oldest first."""
         query = sa.select(stores).order_by(stores.c.created_at, stores.c.id)
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return [rows.store(row) for row in await connection.execute(query)]
 
     async def stores_of_other_format(self, index_format: int) -> set[str]:
@@ -145,7 +185,7 @@ class Catalog:
             .distinct()
             .where(memberships.c.status == "completed", made_in != index_format)
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return set((await connection.execute(query)).scalars())
 
     async def store_totals(self, store_id: str) -> StoreTotals:
@@ -155,7 +195,7 @@ class Catalog:
             sa.func.coalesce(sa.func.sum(memberships.c.chunks), 0),
             sa.func.coalesce(sa.func.sum(memberships.c.usage_bytes), 0),
         ).where(memberships.c.store_id == store_id, memberships.c.status == "completed")
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             count, chunks, usage = (await connection.execute(query)).one()
         return StoreTotals(files=count, passages=int(chunks), usage_bytes=int(usage))
 
@@ -237,8 +277,25 @@ class Catalog:
             )
             .order_by(passages.c.chunk)
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return tuple(rows.passage(row) for row in await connection.execute(query))
+
+    async def shown_passages(self, store_id: str, file_ids: Sequence[str]) -> list[Passage]:
+        """What searches see of these files: the passages of the content that was last indexed completely."""
+        mine = sa.and_(
+            memberships.c.store_id == passages.c.store_id,
+            memberships.c.file_id == passages.c.file_id,
+            memberships.c.indexed_hash == passages.c.content_hash,
+        )
+        query = (
+            sa.select(passages, files.c.filename)
+            .join(files, files.c.id == passages.c.file_id)
+            .join(memberships, mine)
+            .where(passages.c.store_id == store_id, passages.c.file_id.in_(file_ids))
+            .order_by(passages.c.file_id, passages.c.chunk)
+        )
+        async with self._read() as connection:
+            return [rows.passage(row) for row in await connection.execute(query)]
 
     async def bump_version(self, store_id: str) -> int:
         """Say that the store's index has changed; returns the new version. Raises StoreNotFound."""
@@ -254,7 +311,7 @@ class Catalog:
             .where(memberships.c.store_id == store_id)
             .order_by(memberships.c.created_at, memberships.c.file_id)
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             return [rows.membership(row) for row in await connection.execute(query)]
 
     async def membership(self, store_id: str, file_id: str) -> Membership:
@@ -262,7 +319,7 @@ class Catalog:
         query = rows.membership_query().where(
             memberships.c.store_id == store_id, memberships.c.file_id == file_id
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
         if row is None:
             raise FileNotFound(file_id)
@@ -329,7 +386,7 @@ class Catalog:
             .order_by(passages.c.store_id)
             .limit(1)
         )
-        async with self._engine.connect() as connection:
+        async with self._read() as connection:
             row = (await connection.execute(query)).one_or_none()
         return None if row is None else rows.passage(row)
 

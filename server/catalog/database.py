@@ -1,16 +1,19 @@
-"""Opens the catalog's database: SQLite's settings, and migrations that two processes may start at once."""
+"""Opens the catalog's database: each kind's settings, and migrations that two processes may start at once."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from anyio import to_thread
 from sqlalchemy.engine import URL, Connection, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from server.catalog.errors import CatalogUnavailable
@@ -26,6 +29,12 @@ _BUSY_TIMEOUT_MS = 30_000
 
 #: An arbitrary constant: PostgreSQL's advisory lock under which one process migrates.
 _ADVISORY_LOCK = 0x67726F756E64
+#: Another: the one under which one process at a time ingests.
+_INGEST_LOCK = _ADVISORY_LOCK + 1
+
+#: How long PostgreSQL may take to be connected to, and to answer one statement: requests wait for it.
+_CONNECT_SECONDS = 5.0
+_STATEMENT_SECONDS = 60.0
 
 
 def sqlite_url(path: Path) -> str:
@@ -39,8 +48,12 @@ async def open_engine(url: str) -> AsyncEngine:
     Raises CatalogUnavailable when the URL or the database cannot be used.
     """
     try:
-        parsed = make_url(url)
-        engine = _sqlite(parsed) if _is_sqlite(parsed) else create_async_engine(parsed)
+        parsed = _with_driver(make_url(url))
+        engine = _sqlite(parsed) if _is_sqlite(parsed) else _postgres(parsed)
+    except ModuleNotFoundError as error:
+        raise CatalogUnavailable(
+            f"catalog_url is not usable: {error}; for PostgreSQL install groundwire[postgres]"
+        ) from error
     except (ArgumentError, ImportError, OSError) as error:
         raise CatalogUnavailable(f"catalog_url is not usable: {error}") from error
     try:
@@ -58,6 +71,56 @@ async def open_engine(url: str) -> AsyncEngine:
 
 def _is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
+
+
+def _with_driver(url: URL) -> URL:
+    """The URL as hosters give it (`postgres://…?sslmode=require`), in the words of the driver that we use.
+
+    Raises ArgumentError for another database or driver.
+    """
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+asyncpg")
+        if (mode := url.query.get("sslmode")) is not None:
+            url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    if url.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
+        raise ArgumentError(
+            f"{url.drivername!r} is neither sqlite+aiosqlite nor postgresql+asyncpg"
+        )
+    return url
+
+
+def _postgres(url: URL) -> AsyncEngine:
+    # Pinged before use: after a restart or a failover of the server no request meets a connection that is dead.
+    return create_async_engine(
+        url,
+        connect_args={"timeout": _CONNECT_SECONDS, "command_timeout": _STATEMENT_SECONDS},
+        pool_size=CONNECTIONS,
+        max_overflow=0,
+        pool_timeout=_CONNECT_SECONDS,
+        pool_pre_ping=True,
+    )
+
+
+@asynccontextmanager
+async def reachable() -> AsyncIterator[None]:
+    """Raises CatalogUnavailable where the block finds that the database does not answer."""
+    try:
+        yield
+    except DBAPIError as error:
+        if not error.connection_invalidated:
+            raise
+        raise CatalogUnavailable("the catalog's database has closed the connection") from error
+    except (
+        PoolTimeout,
+        OSError,
+    ) as error:  # a connection that is refused is not SQLAlchemy's to translate
+        raise CatalogUnavailable(f"the catalog's database does not answer: {error}") from error
+
+
+async def try_claim(connection: AsyncConnection) -> bool:
+    """Whether this connection's session now holds the right to ingest; it does until it is closed."""
+    claim = sa.select(sa.func.pg_try_advisory_lock(_INGEST_LOCK))
+    return bool((await connection.execute(claim)).scalar_one())
 
 
 def _sqlite(url: URL) -> AsyncEngine:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from server.cli import adopt, ingest, reindex, search, serve, setup, stores
+from server.cli import adopt, ingest, plan, reindex, search, serve, setup, smoke, stores
 from server.cli import eval as evaluate
 from server.cli.local import LOCAL_SETTINGS
 
-COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, setup)
+COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, plan, smoke, setup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,9 +88,11 @@ def _parser() -> argparse.ArgumentParser:
 HELP = {
     "data_dir": "catalog, uploaded bytes, vectors and keyword index",
     "model": "chat model: a hub name, a folder, or the bundled one",
+    "profile": "a model with settings that fit it; `groundwire plan` lists them",
     "engine": "vllm, upstream or scripted",
     "host": "address to listen on",
     "port": "port to listen on; 0 picks a free one",
     "default_store": "store that grounds requests which choose none",
     "embedder": "embedding model",
+    "published_dir": "answer from the published index in this directory",
 }

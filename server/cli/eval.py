@@ -73,7 +73,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
 
 async def _evaluate(directory: Path, settings: Settings) -> dict[str, dict[str, Estimate]]:
     from server.evaluation import evaluate, read_data_set
-    from server.services import followup_weights, fusion_settings, reranker_of
+    from server.retriever import followup_weights, fusion_settings, reranker_of
 
     data = read_data_set(directory, followup_weights(settings))
     embedder = await open_embedder(settings, quiet=False)

@@ -20,7 +20,7 @@ from server.cli.background import step_back
 from server.cli.local import LOCAL_SETTINGS, clean, open_embedder
 
 if TYPE_CHECKING:
-    from server.ingestion import IngestEvent, IngestReport
+    from server.ingestion import IngestEvent, IngestReport, Publication
     from server.ingestion.run import OnEvent
     from server.settings import Settings
 
@@ -48,6 +48,12 @@ def add_parser(
     parser.add_argument(
         "--prune", action="store_true", help="remove files below PATH that are gone from disk"
     )
+    parser.add_argument(
+        "--publish",
+        metavar="DIR",
+        type=Path,
+        help="work on a copy of DIR's current version and publish the next one there (published_dir)",
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing but which files failed")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
@@ -59,25 +65,41 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from server.bundled import BundledModelError
     from server.catalog import CatalogError
     from server.ingestion import IngestError
+    from server.published import PublishedError
 
+    published = args.publish or settings.published_dir
     step_back()
     try:
-        report = asyncio.run(_ingest(args, settings))
-    except (BundledModelError, CatalogError, RetrievalError, IngestError) as error:
+        report, publication = asyncio.run(_ingest(args, settings, published))
+    except (
+        BundledModelError,
+        CatalogError,
+        RetrievalError,
+        IngestError,
+        PublishedError,
+        OSError,
+    ) as error:
         print(f"groundwire ingest: {clean(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("groundwire ingest: stopped; the same command goes on from here", file=sys.stderr)
+        goes_on = "nothing was published" if published else "the same command goes on from here"
+        print(f"groundwire ingest: stopped; {goes_on}", file=sys.stderr)
         return 130
     if args.json:
-        print(json.dumps(asdict(report)))
+        version = {} if publication is None else {"published_version": publication.version}
+        print(json.dumps(asdict(report) | version))
     elif not args.quiet:
         _print_report(report)
+        if publication is not None:
+            news = "published as" if publication.new else "nothing changed since"
+            print(f"{news} v-{publication.version}")
     return 0 if report.ok else 1
 
 
-async def _ingest(args: argparse.Namespace, settings: Settings) -> IngestReport:
-    from server.ingestion import IngestError, IngestJob, ingest_paths
+async def _ingest(
+    args: argparse.Namespace, settings: Settings, published: Path | None
+) -> tuple[IngestReport, Publication | None]:
+    from server.ingestion import IngestError, IngestJob, ingest_paths, publish_paths
 
     store = args.store or settings.default_store
     if not store:
@@ -95,7 +117,10 @@ async def _ingest(args: argparse.Namespace, settings: Settings) -> IngestReport:
     )
     embedder = await open_embedder(settings, quiet=args.quiet)
     with listener(quiet=args.quiet) as on_event:
-        return await ingest_paths(job, embedder, on_event)
+        if published is None:
+            return await ingest_paths(job, embedder, on_event), None
+        publication = await publish_paths(job, embedder, published, on_event)
+        return publication.report, publication
 
 
 @contextmanager

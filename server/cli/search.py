@@ -84,17 +84,21 @@ async def _search(
     from retrieval.search import connect
     from retrieval.trace import Trace
     from retrieval.types import Query
-    from server.adopted import Indexes, QuerySide
+    from server.adopted import Indexes, QuerySide, QuerySides
     from server.catalog import LOCAL_TENANT, Catalog
-    from server.services import fusion_settings
+    from server.following import Following
+    from server.retriever import fusion_settings
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
         store = await catalog.find_store(LOCAL_TENANT, ref)
         embedder = await open_embedder(settings, quiet=True)
         if store.embedder is not None and store.adopted is None:
             await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
+        if catalog.shared:
+            await Following(catalog, settings.data_dir / "lexical").follow(store)
     batcher = QueryBatcher(embedder)
-    indexes = Indexes(settings, QuerySide.of(embedder, batcher))
+    sides = QuerySides(settings, QuerySide.of(embedder, batcher))
+    indexes = Indexes(sides)
     try:
         await indexes.ready(store)
         async with connect(settings.data_dir, settings.chroma_url) as chroma:
@@ -108,6 +112,7 @@ async def _search(
             return store, await retriever.retrieve(query, trace)
     finally:
         await indexes.close()
+        await sides.close()
         await batcher.close()
 
 

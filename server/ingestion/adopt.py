@@ -42,8 +42,8 @@ from server.catalog import (
     is_store_id,
 )
 from server.embedding import found_anywhere
-from server.ingestion.ingest import open_writer
-from server.ingestion.lock import IngestError, ingest_lock
+from server.following import open_writer
+from server.ingestion.lock import IngestError, catalog_claim, ingest_lock
 from server.ingestion.report import AdoptReport
 
 #: The embedder of that name and query prefix; blocks, raises EmbedderError.
@@ -85,7 +85,11 @@ async def adopt_collection(
         tell(f"waiting for another ingest (process {pid}) to finish")
 
     lock = ingest_lock(job.data_dir / "ingest.lock", job.lock_timeout_seconds, waiting)
-    async with lock, await Catalog.open(job.catalog_url) as catalog:
+    async with (
+        lock,
+        await Catalog.open(job.catalog_url) as catalog,
+        catalog_claim(catalog, job.lock_timeout_seconds, waiting),
+    ):
         before = await _earlier(catalog, job)
         adopted = _wanted(job, before.adopted if before else None)
         embedder = await to_thread.run_sync(open_embedder, adopted.embedder, adopted.query_prefix)

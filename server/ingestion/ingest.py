@@ -10,21 +10,20 @@ one stays searchable.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
-from anyio import CancelScope, to_thread
+from anyio import to_thread
 
 from retrieval.embed.base import Embedder
 from retrieval.errors import IndexMissing
 from retrieval.ingest.index import IndexWriter
 from retrieval.ingest.load import supported
-from retrieval.lexical import LexicalIndex, LexicalWriter, drop
+from retrieval.lexical import LexicalIndex, drop
 from retrieval.search import VectorStore, connect
 from server.catalog import Catalog, Store, StoreNotFound, is_store_id
+from server.following import Following, open_writer
 from server.ingestion.cut import Cutter
-from server.ingestion.lock import IngestError, ingest_lock
+from server.ingestion.lock import IngestError, catalog_claim, ingest_lock
 from server.ingestion.report import IngestEvent, IngestReport
 from server.ingestion.run import IngestJob, OnEvent, Run
 from server.ingestion.walk import walk
@@ -52,11 +51,17 @@ async def ingest_paths(
         on_event(IngestEvent("waiting", detail=pid))
 
     lock = ingest_lock(job.data_dir / "ingest.lock", job.lock_timeout_seconds, waiting)
-    async with lock, await Catalog.open(job.catalog_url) as catalog:
+    async with (
+        lock,
+        await Catalog.open(job.catalog_url) as catalog,
+        catalog_claim(catalog, job.lock_timeout_seconds, waiting),
+    ):
         store = await _store(catalog, job, embedder)
-        found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir])
+        found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir, *job.not_below])
         root = job.data_dir / "lexical"
         await to_thread.run_sync(_drop_unusable, root, store.index_name)
+        if catalog.shared:
+            await Following(catalog, root).follow(store)
         async with (
             connect(job.data_dir, job.chroma_url) as chroma,
             open_writer(root, store.index_name) as lexical,
@@ -82,17 +87,6 @@ async def _store(catalog: Catalog, job: IngestJob, embedder: Embedder) -> Store:
             f"{store.adopted.chroma_url}. Write there, then `groundwire adopt` again"
         )
     return await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
-
-
-@asynccontextmanager
-async def open_writer(root: Path, store_id: str) -> AsyncIterator[LexicalWriter]:
-    """A LexicalWriter, entered and left in a thread: both block."""
-    writer = await to_thread.run_sync(LexicalWriter(root, store_id).__enter__)
-    try:
-        yield writer
-    finally:
-        with CancelScope(shield=True):
-            await to_thread.run_sync(writer.__exit__, None, None, None)
 
 
 def _drop_unusable(root: Path, store_id: str) -> None:

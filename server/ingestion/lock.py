@@ -1,4 +1,7 @@
-"""One ingest at a time in a data directory: an flock, which the kernel frees when its holder dies."""
+"""One ingest at a time: in a data directory by an flock, and on all machines that share a catalog by its claim.
+
+The kernel frees the one when its holder dies, the database the other.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from pathlib import Path
 
 import anyio
 from anyio import to_thread
+
+from server.catalog import Catalog
 
 _POLL_SECONDS = 0.1
 
@@ -49,6 +54,30 @@ async def ingest_lock(
         yield
     finally:
         os.close(descriptor)
+
+
+@asynccontextmanager
+async def catalog_claim(
+    catalog: Catalog, timeout_seconds: float, on_wait: Callable[[str], None]
+) -> AsyncIterator[None]:
+    """Be the only one that ingests into this catalog; `on_wait` as in `ingest_lock`.
+
+    Raises IngestBusy after `timeout_seconds`, and CatalogUnavailable.
+    """
+    async with catalog.claim() as try_claim:
+        with anyio.move_on_after(timeout_seconds) as scope:
+            waited = False
+            while not await try_claim():
+                if not waited:
+                    waited = True
+                    on_wait("on another machine")
+                await anyio.sleep(_POLL_SECONDS)
+        if scope.cancelled_caught:
+            raise IngestBusy(
+                "another ingest, on another machine or in another data directory, is still writing to this "
+                f"catalog after {timeout_seconds:g} s; try again when it has finished"
+            )
+        yield
 
 
 def _open(path: Path) -> int:

@@ -30,9 +30,9 @@ from server.catalog import (
     Store,
     index_name,
 )
+from server.following import open_writer
 from server.ingestion.cut import Cutter
-from server.ingestion.ingest import open_writer
-from server.ingestion.lock import IngestError, ingest_lock
+from server.ingestion.lock import IngestError, catalog_claim, ingest_lock
 from server.ingestion.report import IngestEvent, Outcome, ReindexReport
 from server.ingestion.run import OnEvent
 
@@ -78,7 +78,11 @@ async def reindex_stores(
         on_event(IngestEvent("waiting", detail=pid))
 
     lock = ingest_lock(job.data_dir / "ingest.lock", job.lock_timeout_seconds, waiting)
-    async with lock, await Catalog.open(job.catalog_url) as catalog:
+    async with (
+        lock,
+        await Catalog.open(job.catalog_url) as catalog,
+        catalog_claim(catalog, job.lock_timeout_seconds, waiting),
+    ):
         chosen = await _chosen(catalog, job)
         async with connect(job.data_dir, job.chroma_url) as chroma:
             return [

@@ -47,6 +47,11 @@ class IngestReport:
     def ok(self) -> bool:
         return not self.failed
 
+    @property
+    def changed(self) -> bool:
+        """Whether the store holds something else now."""
+        return bool(self.added or self.replaced or self.removed)
+
 
 @dataclass(frozen=True, slots=True)
 class ReindexReport:

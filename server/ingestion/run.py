@@ -37,7 +37,7 @@ class IngestJob:
     """What to ingest, and where to. `store` is an id or a name; a name that is new makes a store.
 
     `chunk_tokens` is capped at what the embedder reads; `lock_timeout_seconds` is how long another
-    ingest is waited for.
+    ingest is waited for; `not_below` are folders without documents, as `data_dir` is.
     """
 
     paths: tuple[Path, ...]
@@ -51,6 +51,7 @@ class IngestJob:
     chunk_overlap_tokens: int = 0
     max_file_bytes: int = 100 * 2**20
     lock_timeout_seconds: float = 600.0
+    not_below: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from prometheus_client import REGISTRY as PROCESS_REGISTRY
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import (
+    basic_auth_handler,
+    choose_encoder,
+    default_handler,
+    delete_from_gateway,
+    push_to_gateway,
+)
 from prometheus_client.metrics_core import Metric
 
 from retrieval.cache import OUTCOMES, Outcome
@@ -24,6 +34,9 @@ REQUEST_BUCKETS = (
 TTFT_BUCKETS = (
     0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+
+#: The label `job` of everything that is pushed.
+JOB = "groundwire"
 
 
 class Metrics:
@@ -85,6 +98,12 @@ class Metrics:
             ("route",),
             registry=registry,
         )
+        self.cut_short = Counter(
+            "groundwire_streams_cut_short_total",
+            "Streams that were ended at max_stream_seconds, as at a token limit.",
+            ("route",),
+            registry=registry,
+        )
         self.tokens = Counter(
             "groundwire_tokens_total",
             "Tokens by kind: prompt (all), context (what the sources took of it), cached, completion.",
@@ -123,6 +142,17 @@ class Metrics:
         self.start_seconds = Gauge(
             "groundwire_start_duration_seconds",
             "From the start's beginning until all parts could answer.",
+            registry=registry,
+        )
+        self.index_version = Gauge(
+            "groundwire_index_version",
+            "Published version of the index that new requests are answered from; 0: none was published.",
+            registry=registry,
+        )
+        self.index_handovers = Counter(
+            "groundwire_index_handovers_total",
+            "Newer versions of the index, taken over or failed to be.",
+            ("outcome",),
             registry=registry,
         )
         self.cache_requests = Counter(
@@ -209,3 +239,49 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     """
     encode, content_type = choose_encoder(accept)
     return encode(_Both((registry, PROCESS_REGISTRY))), content_type
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    """A Prometheus Pushgateway, and the group of metrics there that is this process's own.
+
+    `url` holds no password; `user` and `password` are sent as basic auth. Calls block, at most `timeout_seconds`
+    in each read and write, and raise OSError.
+    """
+
+    url: str
+    instance: str
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+    timeout_seconds: float = 5.0
+
+    @classmethod
+    def parse(cls, url: str, instance: str) -> Gateway:
+        """The gateway at an http(s) URL, whose user and password are taken out of it."""
+        parts = urlsplit(url)
+        user, _, address = parts.netloc.rpartition("@")
+        name, _, password = user.partition(":")
+        bare = urlunsplit((parts.scheme, address, parts.path, "", "")).rstrip("/")
+        if not user:
+            return cls(bare, instance)
+        return cls(bare, instance, unquote(name), unquote(password))
+
+    def push(self, metrics: Metrics) -> None:
+        """Replace the group by what `/metrics` shows now."""
+        both: Any = _Both((metrics.registry, PROCESS_REGISTRY))
+        push_to_gateway(self.url, JOB, both, **self._how)
+
+    def delete(self) -> None:
+        """Take the group away."""
+        delete_from_gateway(self.url, JOB, **self._how)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        handler: Callable[..., Callable[[], None]] = default_handler
+        if self.user is not None:
+            handler = partial(basic_auth_handler, username=self.user, password=self.password)
+        return {
+            "grouping_key": {"instance": self.instance},
+            "timeout": self.timeout_seconds,
+            "handler": handler,
+        }

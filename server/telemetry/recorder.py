@@ -34,6 +34,7 @@ class Recording:
         self._engine_from: float | None = None
         self._first_token: float | None = None
         self._failed: str | None = None
+        self._cut = False
         self._closed = False
 
     @property
@@ -46,6 +47,10 @@ class Recording:
     def has_token(self) -> bool:
         return self._first_token is not None
 
+    @property
+    def is_cut(self) -> bool:
+        return self._cut
+
     def grounded_in(self, receipt: Receipt) -> None:
         """Retrieval is over; what follows is the engine's."""
         self._receipt = receipt
@@ -57,6 +62,11 @@ class Recording:
     def failed(self, outcome: str) -> None:
         """The answer broke off after its first byte, where no status can say so any more."""
         self._failed = outcome
+
+    def cut_short(self) -> None:
+        """The answer was ended for its time, in good order."""
+        self._cut = True
+        self._metrics.cut_short.labels(self._route).inc()
 
     def engine_finished(self, timings: EngineTimings | None) -> None:
         """Take over the engine's own measurements, as stages of the trace."""

@@ -11,7 +11,6 @@ import httpx
 import pytest
 
 import modal_deploy
-from modal_deploy import publish, take_published
 
 ROOT = Path(__file__).parents[2]
 #: What Modal's proxy calls the app by.
@@ -101,34 +100,3 @@ def test_the_packages_are_python_alone() -> None:
         files = [p for p in (ROOT / package).rglob("*") if p.is_file()]
         others = {p.name for p in files if p.suffix not in (".py", ".pyc")}
         assert others <= {"py.typed"}
-
-
-def test_published_versions_follow_each_other(tmp_path: Path) -> None:
-    data, published, taken = tmp_path / "data", tmp_path / "published", tmp_path / "taken"
-    data.mkdir()
-    published.mkdir()
-    for number in range(1, 13):
-        (data / "catalog.db").write_text(str(number))
-        publish(data, published)
-    assert {path.name for path in published.iterdir()} == {"CURRENT", "v-11", "v-12"}
-    taken.mkdir()
-    (taken / "stale").touch()
-    take_published(published, taken)
-    assert {path.name: path.read_text() for path in taken.iterdir()} == {"catalog.db": "12"}
-
-
-def test_what_belongs_to_a_running_process_is_not_published(tmp_path: Path) -> None:
-    data, published = tmp_path / "data", tmp_path / "published"
-    (data / "chroma").mkdir(parents=True)
-    published.mkdir()
-    for name in ("chroma/chroma.sqlite3", "secret", "chroma.json", "chroma.lock", "ingest.lock"):
-        (data / name).write_text("x")
-    publish(data, published)
-    files = {str(p.relative_to(published / "v-1")) for p in (published / "v-1").rglob("*")}
-    assert files == {"chroma", "chroma/chroma.sqlite3", "secret"}
-
-
-def test_nothing_published_leaves_the_data_directory_alone(tmp_path: Path) -> None:
-    (tmp_path / "kept").touch()
-    take_published(tmp_path / "nothing", tmp_path)
-    assert (tmp_path / "kept").exists()

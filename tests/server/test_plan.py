@@ -302,6 +302,23 @@ def test_what_is_kept_for_the_answer(fields: dict[str, Any], tokens: int) -> Non
     assert planned(**fields).answer_tokens == tokens
 
 
+@pytest.mark.parametrize(
+    ("fields", "limit"),
+    [({}, 128), ({"max_tokens": 700}, 700), ({"max_completion_tokens": 9}, None)],
+)
+def test_the_server_s_limit_is_for_chats_without_one(
+    fields: dict[str, Any], limit: int | None
+) -> None:
+    body = {"model": "scripted", "messages": [USER], **fields}
+    limited = planned(defaults=replace(DEFAULTS, max_tokens=128), **fields)
+    assert engine_body(body, limited).get("max_tokens") == limit
+    assert limited.answer_tokens == (fields.get("max_completion_tokens") or limit)
+
+
+def test_without_a_server_s_limit_a_chat_stays_without_one() -> None:
+    assert "max_tokens" not in sent()
+
+
 def test_options_of_rag() -> None:
     made = planned(
         rag={

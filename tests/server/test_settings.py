@@ -211,3 +211,11 @@ def test_an_unknown_flag_of_another_command(capsys: pytest.CaptureFixture[str]) 
         main(["ingest", ".", "--wrong"])
     assert caught.value.code == 2
     assert "--wrong" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "own", [{"catalog_url": "sqlite+aiosqlite:///c.db"}, {"chroma_url": "http://c"}]
+)
+def test_a_published_index_has_its_own_catalog_and_vectors(own: dict[str, str]) -> None:
+    assert load_settings({"published_dir": "/index"}).published_dir == Path("/index")
+    assert "published_dir" in refusal({"published_dir": "/index", **own})

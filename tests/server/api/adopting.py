@@ -86,7 +86,9 @@ class Elsewhere:
 
         async def check() -> str | None:
             services = self.bench.services
-            return await services.indexes.check(await services.catalog.find_store("local", name))
+            return await services.handover.current.indexes.check(
+                await services.handover.current.catalog.find_store("local", name)
+            )
 
         return self.bench.run(check())
 

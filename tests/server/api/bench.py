@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,24 +26,17 @@ from fastapi import FastAPI
 from retrieval.pipeline import DenseSearch
 from server.answering import Answering
 from server.app import create_app
-from server.auth import Keys, Links
+from server.auth import Keys
 from server.engine.base import Engine
 from server.engine.pool import pooled
 from server.engine.scripted import Script, ScriptedEngine
-from server.grounding import Grounding
+from server.handover import Handover
 from server.ingestion import IngestJob, ingest_paths
+from server.knowledge import Parts, Storage, knowledge_of
 from server.limits import Admission
 from server.listener import Listener, run_in_loop
-from server.services import (
-    Services,
-    _grounding,
-    _limits,
-    answers,
-    cached_retriever,
-    conversations,
-    model_names,
-    open_services,
-)
+from server.retriever import Caches
+from server.services import Services, _limits, answers, model_names, open_services
 from server.settings import Settings
 from server.telemetry.metrics import Metrics, new_registry
 
@@ -158,35 +151,28 @@ class Bench:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
         engines = instead or {"scripted": engine}
         serving = self.run(pooled(engines))
-        embedder = base.retriever._retriever._own.embedder._embedder  # type: ignore[attr-defined]
-        retriever = cached_retriever(
+        open_ = base.handover.current
+        parts = Parts(
             settings,
+            serving,
+            open_.indexes._sides,
+            None,
+            Caches.of(settings, metrics),
             metrics,
-            embedder,
-            dense or base.vectors,
-            base.lexical,
-            elsewhere=base.indexes.dense,
         )
+        storage = Storage(0, open_.catalog, dense or open_.vectors, open_.lexical, b"secret")  # type: ignore[arg-type]
+        knowledge = knowledge_of(storage, open_.indexes, parts)
         made = replace(
             base,
             settings=settings,
             engine=serving,
             engines=engines,
-            retriever=retriever,
-            grounding=Grounding(
-                serving,
-                retriever,
-                base.catalog,
-                conversations(settings, metrics),
-                _grounding(settings),
-                base.indexes,
-            ),
+            handover=Handover(knowledge, AsyncExitStack()),
             answering=Answering(serving, answers(settings, metrics)),
             models=model_names(settings, self.run(serving.models()), base.models.embedder),
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, b"secret"),
-            links=Links(b"secret", signed=bool(settings.api_keys)),
             dead=asyncio.Event(),
         )
         return made, engine
@@ -237,9 +223,9 @@ async def _fill(settings: Settings, services: Services, folder: Path) -> None:
         )
         report = await ingest_paths(job, embedder)
         assert report.ok
-    await services.catalog.create_store("local", "empty")
+    await services.handover.current.catalog.create_store("local", "empty")
     for _ in range(2):
-        await services.catalog.create_store("local", "twin")
+        await services.handover.current.catalog.create_store("local", "twin")
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_a_key_opens(keyed: Running, key: str) -> None:
 
 
 def test_tenants_do_not_see_each_other(keyed: Running, bench: Bench) -> None:
-    stores = bench.run(bench.services.catalog.list_stores("acme"))
+    stores = bench.run(bench.services.handover.current.catalog.list_stores("acme"))
     mine = bearer("sk-acme")
     for ref in ("acme-docs", stores[0].id):
         ask = {"model": f"scripted@{ref}", "headers": mine}
@@ -217,7 +217,7 @@ def test_a_signature_is_for_one_passage(keyed: Running) -> None:
 
 
 def test_a_link_ends_after_its_days(keyed: Running) -> None:
-    links = keyed.services.links
+    links = keyed.services.handover.current.links
     url = httpx.URL(citation_url(keyed, "sk-acme"))
     parts, query = url.path.split("/")[-3:], dict(url.params)
     expires = float(query["expires"])
@@ -228,8 +228,8 @@ def test_a_link_ends_after_its_days(keyed: Running) -> None:
 
 def test_a_tenants_name_may_be_anything(bench: Bench) -> None:
     with bench.serve(api_keys=["a&b=c d/é:sk-odd"], default_store=None) as running:
-        links = running.services.links
-        hit = bench.run(bench.services.retriever.retrieve(*query_of(bench)))
+        links = running.services.handover.current.links
+        hit = bench.run(bench.services.handover.current.retriever.retrieve(*query_of(bench)))
         url = httpx.URL(links.url("http://h", "a&b=c d/é", hit.candidates[0].passage, 0))
         assert links.tenant(dict(url.params), url.path.split("/")[-3:], 0) == "a&b=c d/é"
 
@@ -238,7 +238,7 @@ def query_of(bench: Bench) -> tuple[Any, Any]:
     from retrieval.trace import Trace
     from retrieval.types import Query
 
-    stores = bench.run(bench.services.catalog.list_stores("local"))
+    stores = bench.run(bench.services.handover.current.catalog.list_stores("local"))
     return Query(QUESTION, tuple(s.id for s in stores if s.name == "docs"), 4), Trace()
 
 

@@ -163,7 +163,7 @@ def test_the_wrong_header_is_named(
 
 
 def test_an_ambiguous_name_lists_the_ids(bench: Bench, shared: Running) -> None:
-    stores = bench.run(bench.services.catalog.list_stores("local"))
+    stores = bench.run(bench.services.handover.current.catalog.list_stores("local"))
     ids = [store.id for store in stores if store.name == "twin"]
     error = error_of(shared.ask(model="scripted@twin"))
     assert error["code"] == "ambiguous_store"

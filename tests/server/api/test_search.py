@@ -21,7 +21,7 @@ ROUTE = "/v1/vector_stores/{vector_store_id}/search"
 
 
 def docs_id(bench: Bench) -> str:
-    return bench.run(bench.services.catalog.find_store("local", "docs")).id
+    return bench.run(bench.services.handover.current.catalog.find_store("local", "docs")).id
 
 
 def test_the_sdk_reads_every_field(shared: Running, bench: Bench) -> None:
@@ -150,7 +150,7 @@ def test_null_and_false_are_absent(shared: Running) -> None:
 
 def test_another_tenants_store_is_not_found(bench: Bench) -> None:
     keys = ["acme:sk-acme", "globex:sk-globex"]
-    store = bench.run(bench.services.catalog.find_store("acme", "acme-docs")).id
+    store = bench.run(bench.services.handover.current.catalog.find_store("acme", "acme-docs")).id
     with bench.serve(api_keys=keys, default_store=None, key="sk-globex") as running:
         for ref in (store, "acme-docs", "no-such-store"):
             response = running.client.post(f"/v1/vector_stores/{ref}/search", json={"query": "x"})
@@ -186,15 +186,15 @@ def search(running: Running) -> httpx.Response:
 
 
 def test_a_store_of_another_embedder_is_a_conflict(bench: Bench) -> None:
-    store = bench.run(bench.services.catalog.create_store("local", "foreign"))
-    bench.run(bench.services.catalog.bind_embedder(store.id, "another-model", 768))
+    store = bench.run(bench.services.handover.current.catalog.create_store("local", "foreign"))
+    bench.run(bench.services.handover.current.catalog.bind_embedder(store.id, "another-model", 768))
     with bench.serve() as running:
         response = running.client.post("/v1/vector_stores/foreign/search", json={"query": "x"})
     assert response.status_code == 409
     assert error_of(response)["code"] == "embedder_conflict"
     assert "another-model" in error_of(response)["message"]
     assert response.headers["x-should-retry"] == "false"
-    bench.run(bench.services.catalog.delete_store(store.id))
+    bench.run(bench.services.handover.current.catalog.delete_store(store.id))
 
 
 def test_chroma_that_does_not_answer_in_time(bench: Bench) -> None:

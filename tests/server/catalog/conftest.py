@@ -6,11 +6,22 @@ from pathlib import Path
 import pytest
 
 from server.catalog import Catalog, sqlite_url
+from tests.debian.servers import Postgres
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
+def sqlite(tmp_path: Path) -> str:
     return sqlite_url(tmp_path / "catalog.db")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.debian)])
+def url(request: pytest.FixtureRequest) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        made: str = request.getfixturevalue("sqlite")
+        return made
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,10 +14,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.engine import make_url
 
 import server.catalog
 from server.catalog import Catalog, CatalogUnavailable, database, sqlite_url
 from server.catalog.tables import metadata
+from tests.debian.servers import free_port
 
 pytestmark = pytest.mark.anyio
 
@@ -76,8 +77,8 @@ async def test_what_was_acknowledged_survives_a_kill(url: str) -> None:
         assert (await catalog.find_store("local", "kept")).id == store_id
 
 
-async def test_sqlite_is_set_for_durability(catalog: Catalog) -> None:
-    async with catalog._engine.connect() as connection:
+async def test_sqlite_is_set_for_durability(sqlite: str) -> None:
+    async with await Catalog.open(sqlite) as catalog, catalog._engine.connect() as connection:
         values = {
             name: (await connection.exec_driver_sql(f"PRAGMA {name}")).scalar_one()
             for name in ("journal_mode", "synchronous", "foreign_keys")
@@ -98,23 +99,52 @@ async def test_a_failed_write_is_rolled_back(catalog: Catalog) -> None:
     assert await catalog.list_stores("t") == []
 
 
-async def test_a_catalog_from_the_future_is_refused(url: str, tmp_path: Path) -> None:
-    await (await Catalog.open(url)).close()
-    with sqlite3.connect(tmp_path / "catalog.db") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
-    connection.close()
+async def test_a_catalog_from_the_future_is_refused(url: str) -> None:
+    async with await Catalog.open(url) as catalog, catalog._write() as connection:
+        await connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(CatalogUnavailable, match="another version of groundwire"):
         await Catalog.open(url)
 
 
-async def test_a_file_that_is_no_database(url: str, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_database(sqlite: str, tmp_path: Path) -> None:
     (tmp_path / "catalog.db").write_bytes(b"not a database, but long enough to look at" * 100)
     with pytest.raises(CatalogUnavailable, match="not a database"):
-        await Catalog.open(url)
+        await Catalog.open(sqlite)
 
 
 @pytest.mark.parametrize(
-    "bad", ["nonsense", "mongodb://x/y", "sqlite+aiosqlite:////proc/nope/c.db"]
+    ("given", "read"),
+    [
+        ("postgres://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
+        ("postgresql://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
+        ("postgresql+asyncpg://h/d?ssl=prefer", "postgresql+asyncpg://h/d?ssl=prefer"),
+    ],
+)
+async def test_postgresql_s_url_as_hosters_give_it(given: str, read: str) -> None:
+    url = database._with_driver(make_url(given))
+    assert url.render_as_string(hide_password=False) == read
+
+
+async def test_a_database_that_is_away() -> None:
+    with pytest.raises(CatalogUnavailable, match="cannot be opened") as raised:
+        await Catalog.open(f"postgresql://me:s3cret@127.0.0.1:{free_port()}/d")
+    assert "s3cret" not in str(raised.value)
+
+
+async def test_who_uses_sqlite_ingests_alone_anyway(sqlite: str) -> None:
+    async with await Catalog.open(sqlite) as catalog, catalog.claim() as try_claim:
+        assert not catalog.shared
+        assert await try_claim()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nonsense",
+        "postgresql+psycopg2://h/d",
+        "mongodb://x/y",
+        "sqlite+aiosqlite:////proc/nope/c.db",
+    ],
 )
 async def test_an_unusable_url(bad: str) -> None:
     with pytest.raises(CatalogUnavailable):

@@ -1,0 +1,79 @@
+"""The use case behind `groundwire ingest --publish`: the last version, what changed since, the next version."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from anyio import CancelScope, to_thread
+
+from retrieval.embed.base import Embedder
+from server.auth import signing_key
+from server.catalog import sqlite_url
+from server.ingestion.ingest import ingest_paths
+from server.ingestion.report import IngestReport
+from server.ingestion.run import IngestJob, OnEvent
+from server.published import publish, take, writer_lock
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What the ingest did, and the version that is current now; not `new` where nothing had changed."""
+
+    report: IngestReport
+    version: int
+    new: bool
+
+
+async def publish_paths(
+    job: IngestJob, embedder: Embedder, published: Path, on_event: OnEvent = lambda _: None
+) -> Publication:
+    """Ingest as `ingest_paths` into a copy of the current version, and publish the copy as the next one.
+
+    The copy is made in `job.data_dir` and removed again; the job's own catalog and Chroma are not used. Files that
+    could not be read do not keep the others from being published. Raises as `ingest_paths`, and InUse,
+    PublishedError and OSError; nothing is published then.
+    """
+    with writer_lock(published):
+        work = _workplace(job.data_dir, published)
+        try:
+            return await _publish(job, embedder, published, work, on_event)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+async def _publish(
+    job: IngestJob, embedder: Embedder, published: Path, work: Path, on_event: OnEvent
+) -> Publication:
+    version = await to_thread.run_sync(_start_from, published, work)
+    inside = replace(
+        job,
+        data_dir=work,
+        catalog_url=sqlite_url(work / "catalog.db"),
+        chroma_url=None,
+        not_below=(published, job.data_dir),
+    )
+    report = await ingest_paths(inside, embedder, on_event)
+    if version is not None and not report.changed:
+        return Publication(report, version, new=False)
+    # Published with the rest: a citation's link must be valid on every server.
+    signing_key(work / "secret")
+    with CancelScope(shield=True):  # the lock must be held until the thread is done
+        following = await to_thread.run_sync(publish, work, published)
+    return Publication(report, following, new=True)
+
+
+def _workplace(data_dir: Path, published: Path) -> Path:
+    """Named by the published directory, whose lock we hold: nobody else works in it."""
+    name = hashlib.sha256(str(published.resolve()).encode()).hexdigest()[:8]
+    return data_dir.resolve() / f"publishing-{name}"
+
+
+def _start_from(published: Path, work: Path) -> int | None:
+    """Make `work` a copy of the current version, or an empty folder."""
+    shutil.rmtree(work, ignore_errors=True)
+    version = take(published, work)
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return version
