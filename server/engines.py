@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from server.engine.background import Background, Check, in_background
-from server.engine.base import Engine, EngineRejected, Sleeper, sleeper
+from server.engine.base import Engine, EngineRejected, EngineUnsupported, Sleeper, sleeper
 from server.settings import (
     BUNDLED_CHAT_MODEL,
     Settings,
@@ -58,14 +58,17 @@ async def begin_engines(
 async def open_asleep(settings: Settings, progress: Progress) -> AsyncIterator[Sleeper]:
     """The engine of this process, loaded and run warm, then put to sleep: what a memory snapshot is made of.
 
-    Raises EngineUnsupported for an engine that cannot sleep, and whatever an engine raises.
+    Raises EngineUnsupported where it cannot sleep, or where all engines are elsewhere, and whatever it raises.
     """
     flags = [*settings.vllm_args, "--enable-sleep-mode"] if settings.engine == "vllm" else []
     settings = settings.model_copy(update={"vllm_args": flags})
-    async with begin_engines(settings, progress, StartTrace()) as ready:
-        engine = sleeper((await ready())[settings.engine])
-        await engine.sleep()
-        yield engine
+    async with _begin_own(settings, progress, StartTrace()) as own:
+        if own is None:
+            raise EngineUnsupported("no engine runs in this process")
+        async with own as engine:
+            asleep = sleeper(engine)
+            await asleep.sleep()
+            yield asleep
 
 
 @asynccontextmanager
@@ -124,7 +127,7 @@ def _end_processes() -> None:
 def _load(settings: Settings, progress: Progress, start: StartTrace, check: Check) -> LoadedVllm:
     """From the settings to a loaded model; blocks."""
     from server.engine.device import fit_warnings
-    from server.engine.vllm_engine import VllmOptions, load_vllm
+    from server.engine.vllm_engine import VllmOptions, import_vllm, load_vllm
 
     model, args = settings.model, list(settings.vllm_args)
     if model == BUNDLED_CHAT_MODEL:
@@ -133,8 +136,6 @@ def _load(settings: Settings, progress: Progress, start: StartTrace, check: Chec
         with start.step("model_files"):
             model = str(prepare_chat_model(settings.models_dir, progress))
         args = [*chat_model_flags(), *args]
-    for warning in fit_warnings(settings.model, model, args):
-        log.warning("%s", warning)
     progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
     options = VllmOptions(
         model=model,
@@ -144,7 +145,13 @@ def _load(settings: Settings, progress: Progress, start: StartTrace, check: Chec
         environment=child_environment(settings),
         media_domains=settings.allowed_media_domains,
     )
-    return load_vllm(options, start.step, check)
+    with start.step("engine_imports"):
+        parsed = import_vllm(options, check)
+        for warning in fit_warnings(settings.model, model, args):
+            log.warning("%s", warning)
+    check()
+    with start.step("engine"):
+        return load_vllm(parsed)
 
 
 @asynccontextmanager

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
+from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
 from retrieval.remember import CachedRetriever
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
-from server.adopted import Indexes, QuerySides
+from server.adopted import Indexes, QuerySide, QuerySides
 from server.auth import Links, signing_key
-from server.catalog import Catalog
+from server.catalog import Catalog, Store
 from server.checkup import Checkup
 from server.engine.base import Engine
 from server.following import Following
@@ -21,7 +23,10 @@ from server.grounding import Grounding, GroundingSettings
 from server.plan import Defaults
 from server.retriever import Caches, cached_retriever, followup_weights
 from server.settings import Settings
+from server.start import StartTrace
 from server.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,20 +72,20 @@ class Knowledge:
 
 
 @asynccontextmanager
-async def open_catalog(settings: Settings) -> AsyncIterator[Catalog]:
-    """The catalog of `settings.data_dir`, which is made at need. Raises CatalogError."""
-    settings.make_data_dir()
-    async with await Catalog.open(settings.resolved_catalog_url) as catalog:
-        yield catalog
-
-
-@asynccontextmanager
 async def open_storage(
-    settings: Settings, catalog: Catalog, metrics: Metrics, version: int = 0
+    settings: Settings, metrics: Metrics, version: int = 0, start: StartTrace | None = None
 ) -> AsyncIterator[Storage]:
-    """Chroma and the keyword index of `settings.data_dir`, with its catalog. Raises what each of them raises."""
+    """The catalog, Chroma and keyword index of `settings.data_dir`; `start` times them. Raises what each raises."""
+    start = StartTrace() if start is None else start
+    settings.make_data_dir()
     restarted = metrics.chroma_restarts.inc
-    async with connect(settings.data_dir, settings.chroma_url, on_restart=restarted) as chroma:
+    async with AsyncExitStack() as stack:
+        with start.step("catalog"):
+            opening = await Catalog.open(settings.resolved_catalog_url)
+            catalog = await stack.enter_async_context(opening)
+        with start.step("chroma"):
+            opened = connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
+            chroma = await stack.enter_async_context(opened)
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None
         secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
@@ -88,14 +93,33 @@ async def open_storage(
 
 
 @asynccontextmanager
-async def open_indexes(storage: Storage, sides: QuerySides) -> AsyncIterator[Indexes]:
-    """What each store is searched with; adopted ones are opened, where they can be."""
+async def open_indexes(
+    storage: Storage, sides: QuerySides, default_store: str | None
+) -> AsyncIterator[Indexes]:
+    """What each store is searched with; adopted ones are opened, where they can be, and the default one searched."""
     indexes = Indexes(sides, storage.following)
     try:
-        await indexes.warm(await storage.catalog.every_store())
+        stores = await storage.catalog.every_store()
+        await indexes.warm(stores)
+        default = [store for store in stores if default_store in (store.id, store.name)]
+        await _search_once(default, storage, sides.own)
         yield indexes
     finally:
         await indexes.close()
+
+
+async def _search_once(stores: Sequence[Store], storage: Storage, own: QuerySide) -> None:
+    """Search our own of these stores both ways: connections and indexes open with their first use."""
+    await storage.vectors.heartbeat()
+    vector = await own.queries.embed("warm up")
+    for store in stores:
+        if store.adopted is not None:
+            continue
+        try:
+            await storage.vectors.query(store.index_name, vector, 1)
+            await asyncio.to_thread(storage.lexical.search, store.index_name, "warm up", 1)
+        except RetrievalError as error:  # requests will be told, and `/ready` tells
+            log.warning("the store %r cannot be searched: %s", store.name, error)
 
 
 @asynccontextmanager
@@ -119,9 +143,8 @@ async def open_knowledge(
 async def open_version(settings: Settings, version: int, parts: Parts) -> AsyncIterator[Knowledge]:
     """A version whose copy is `settings.data_dir`, for a server that has its other parts already."""
     async with (
-        open_catalog(settings) as catalog,
-        open_storage(settings, catalog, parts.metrics, version) as storage,
-        open_indexes(storage, parts.sides) as indexes,
+        open_storage(settings, parts.metrics, version) as storage,
+        open_indexes(storage, parts.sides, settings.default_store) as indexes,
         open_knowledge(storage, indexes, parts) as knowledge,
     ):
         yield knowledge

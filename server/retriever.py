@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Hashable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
 from retrieval.cache import Bounds, Cache
@@ -57,12 +57,12 @@ def followup_weights(settings: Settings) -> FollowUpWeights:
 async def reranker_of(
     settings: Settings, progress: Progress = lambda _: None, start: StartTrace | None = None
 ) -> AsyncIterator[Reranker | None]:
-    """The configured reranker, or None. Raises RerankerError."""
+    """The configured reranker, or None; `start` times it. Raises RerankerError."""
     if settings.reranker is None:
         yield None
         return
     progress(f"loading the reranker {settings.reranker}")
-    with start.step("reranker") if start is not None else nullcontext():
+    with (StartTrace() if start is None else start).step("reranker"):
         reranker = await asyncio.to_thread(open_reranker, settings.reranker, settings.embed_threads)
     try:
         yield reranker

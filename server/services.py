@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
-from retrieval.errors import RetrievalError
 from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
@@ -21,14 +20,7 @@ from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
 from server.engines import begin_engines
 from server.handover import Handover
-from server.knowledge import (
-    Parts,
-    Storage,
-    open_catalog,
-    open_indexes,
-    open_knowledge,
-    open_storage,
-)
+from server.knowledge import Parts, open_indexes, open_knowledge, open_storage
 from server.limits import Admission, Limits
 from server.plan import Models
 from server.replica import Copies, Refresh, Replica, open_copies
@@ -93,28 +85,23 @@ async def open_services(
     is a mounted volume; `start` times the steps. Raises whatever a part raises; what was opened is closed again,
     and an engine that still loads is given up.
     """
+    metrics = Metrics(new_registry())
     start = StartTrace() if start is None else start
     await asyncio.to_thread(check_embedder, settings)
-    metrics = Metrics(new_registry())
     async with AsyncExitStack() as stack:
-        # What is closed when a newer version of the index has taken over, or with the rest.
-        first = await stack.enter_async_context(AsyncExitStack())
-        with start.step("index_copy") if settings.published_dir else nullcontext():
-            copies, version, here = await _index_directory(
-                settings, refresh, progress, stack, first
-            )
-        with start.step("catalog"):
-            catalog = await first.enter_async_context(open_catalog(here))
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
+        # What is closed when a newer version of the index has taken over, or with the rest.
+        first = await stack.enter_async_context(AsyncExitStack())
+        copies, version, here = await _index_directory(
+            settings, refresh, progress, start, stack, first
+        )
         progress(
             "starting Chroma"
             if settings.chroma_url is None
             else f"using Chroma at {settings.chroma_url}"
         )
-        with start.step("chroma"):
-            opening = open_storage(here, catalog, metrics, version)
-            storage = await first.enter_async_context(opening)
+        storage = await first.enter_async_context(open_storage(here, metrics, version, start))
         progress(f"loading the embedder {settings.embedder}")
         with start.step("embedder"):
             embedder = await asyncio.to_thread(open_embedder, settings, progress)
@@ -124,8 +111,9 @@ async def open_services(
             stack.push_async_callback(texts.close)
             sides = await stack.enter_async_context(_open_sides(settings, embedder))
         with start.step("index"):
-            indexes = await first.enter_async_context(open_indexes(storage, sides))
-            await _search_once(settings.default_store, storage, sides.own)
+            indexes = await first.enter_async_context(
+                open_indexes(storage, sides, settings.default_store)
+            )
         reranker = await stack.enter_async_context(reranker_of(settings, progress, start))
         engines: Mapping[str, Engine]
         engines = {settings.engine: engine} if engine is not None else await ready()
@@ -151,12 +139,12 @@ async def open_services(
         if copies is not None:
             _run(Replica(copies, handover, parts).watch(), stack)
         _run(_watch(services), stack)
+        metrics.observe_start(start.records)
         if settings.push_url is not None:
             # Named here and not when the settings were read: a process restored from a snapshot has another id.
             instance = settings.push_instance or own_instance()
             gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
             await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
-        metrics.observe_start(start.records)
         yield services
 
 
@@ -164,6 +152,7 @@ async def _index_directory(
     settings: Settings,
     refresh: Refresh | None,
     progress: Progress,
+    start: StartTrace,
     stack: AsyncExitStack,
     first: AsyncExitStack,
 ) -> tuple[Copies | None, int, Settings]:
@@ -174,8 +163,11 @@ async def _index_directory(
     if settings.published_dir is None:
         return None, 0, settings
     progress(f"copying the index published in {settings.published_dir}")
-    copies = await stack.enter_async_context(open_copies(settings, settings.published_dir, refresh))
-    version, here = await first.enter_async_context(copies.taken())
+    with start.step("index_copy"):
+        copies = await stack.enter_async_context(
+            open_copies(settings, settings.published_dir, refresh)
+        )
+        version, here = await first.enter_async_context(copies.taken())
     return copies, version, here
 
 
@@ -201,20 +193,6 @@ def _run(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
         await asyncio.wait([task])
 
     stack.push_async_callback(end)
-
-
-async def _search_once(default_store: str | None, storage: Storage, side: QuerySide) -> None:
-    """Search the default store by both ways: connections and indexes open with their first use."""
-    await storage.vectors.heartbeat()
-    vector = await side.queries.embed("warm up")
-    for store in await storage.catalog.every_store():
-        if default_store not in (store.id, store.name) or store.adopted is not None:
-            continue
-        try:
-            await storage.vectors.query(store.index_name, vector, 1)
-            await asyncio.to_thread(storage.lexical.search, store.index_name, "warm up", 1)
-        except RetrievalError as error:  # requests will be told, and `/ready` tells
-            log.warning("the store %r cannot be searched: %s", store.name, error)
 
 
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:

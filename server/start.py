@@ -12,11 +12,11 @@ from pathlib import Path
 #: Every step label, in the order in which steps begin. What an engine or a setting has no use for is left out.
 STEPS = (
     "imports",
-    "index_copy",
-    "catalog",
     "model_files",
     "engine_imports",
     "engine",
+    "index_copy",
+    "catalog",
     "chroma",
     "embedder",
     "index",

@@ -12,7 +12,7 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from importlib import import_module
@@ -158,29 +158,23 @@ class LoadedVllm:
         self.client.shutdown(timeout=self.client.vllm_config.shutdown_timeout)
 
 
-def load_vllm(
-    options: VllmOptions,
-    step: Callable[[str], AbstractContextManager[None]],
-    check: Callable[[], None],
-) -> LoadedVllm:
-    """Import vLLM and load the model; blocks for as long as that takes, in any thread.
+def import_vllm(options: VllmOptions, check: Callable[[], None]) -> Any:
+    """Import what loading takes, and return vLLM's own namespace for these options; blocks for many seconds.
 
-    `step` times the two parts, `engine_imports` and `engine`. `check` is called between pieces of them and
-    raises to end the work. Raises as `parse_vllm_args`, and whatever vLLM raises.
+    `check` is called between pieces and raises to end the work. Raises as `parse_vllm_args`.
     """
     _prepare(options)
-    with step("engine_imports"):
-        for module in ENGINE_MODULES:
-            check()
-            import_module(module)
-        args = parse_vllm_args(options)
-    check()
-    with step("engine"):
-        return LoadedVllm(_new_client(args), args)
+    for module in ENGINE_MODULES:
+        check()
+        import_module(module)
+    return parse_vllm_args(options)
 
 
-def _new_client(args: Any) -> Any:
-    """As vLLM's `build_async_engine_client` makes it, which wants an event loop to block."""
+def load_vllm(args: Any) -> LoadedVllm:
+    """Load the model; blocks for as long as that takes, in any thread. Raises whatever vLLM raises.
+
+    As vLLM's `build_async_engine_client` does it, which wants an event loop to block.
+    """
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import propagate_flash_late_interaction
     from vllm.usage.usage_lib import UsageContext
@@ -189,17 +183,18 @@ def _new_client(args: Any) -> Any:
     engine_args = AsyncEngineArgs.from_cli_args(args)
     propagate_flash_late_interaction(args, engine_args)
     usage = UsageContext.OPENAI_API_SERVER
-    return AsyncLLM.from_vllm_config(
+    client = AsyncLLM.from_vllm_config(
         engine_args.create_engine_config(usage_context=usage),
         usage_context=usage,
         enable_log_requests=engine_args.enable_log_requests,
         aggregate_engine_logging=engine_args.aggregate_engine_logging,
         disable_log_stats=engine_args.disable_log_stats,
     )
+    return LoadedVllm(client, args)
 
 
 def import_app() -> None:
-    """Import what `open_vllm` needs; blocks for seconds. Not while the same thread's `load_vllm` imports."""
+    """Import what `open_vllm` needs; blocks for seconds. Not while `import_vllm` runs in another thread."""
     for module in APP_MODULES:
         import_module(module)
 

@@ -127,17 +127,6 @@ class Metrics:
             "How often the supervised Chroma child was started again.",
             registry=registry,
         )
-        self.index_version = Gauge(
-            "groundwire_index_version",
-            "Published version of the index that new requests are answered from; 0: none was published.",
-            registry=registry,
-        )
-        self.index_handovers = Counter(
-            "groundwire_index_handovers_total",
-            "Newer versions of the index, taken over or failed to be.",
-            ("outcome",),
-            registry=registry,
-        )
         self.start_step_seconds = Gauge(
             "groundwire_start_step_duration_seconds",
             "How long a step of this process's start took; some run beside others.",
@@ -153,6 +142,17 @@ class Metrics:
         self.start_seconds = Gauge(
             "groundwire_start_duration_seconds",
             "From the start's beginning until all parts could answer.",
+            registry=registry,
+        )
+        self.index_version = Gauge(
+            "groundwire_index_version",
+            "Published version of the index that new requests are answered from; 0: none was published.",
+            registry=registry,
+        )
+        self.index_handovers = Counter(
+            "groundwire_index_handovers_total",
+            "Newer versions of the index, taken over or failed to be.",
+            ("outcome",),
             registry=registry,
         )
         self.cache_requests = Counter(

@@ -150,8 +150,9 @@ def test_a_part_that_fails_ends_the_load_of_the_model(tmp_path: Path) -> None:
     assert re.search(r"^groundwire: cannot start: Chroma .*127\.0\.0\.1:9", said, re.MULTILINE), (
         said
     )
-    left = [process.pid for process in psutil.process_iter() if session_of(process) == popen.pid]
-    assert left == []
+    left = [process for process in psutil.process_iter() if session_of(process) == popen.pid]
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert not alive
 
 
 def session_of(process: psutil.Process) -> int | None:
