@@ -230,7 +230,6 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
         yield ScriptedEngine(Script(**settings.scripted))
         return
-    from server.engine.device import fit_warnings
     from server.engine.vllm_engine import VllmOptions, open_vllm
 
     model, args = settings.model, list(settings.vllm_args)
@@ -239,8 +238,6 @@ async def _open_engine(settings: Settings, progress: Progress) -> AsyncIterator[
 
         model = str(await asyncio.to_thread(prepare_chat_model, settings.models_dir, progress))
         args = [*chat_model_flags(), *args]
-    for warning in await asyncio.to_thread(fit_warnings, settings.model, model, args):
-        log.warning("%s", warning)
     progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
     options = VllmOptions(
         model=model,

@@ -57,7 +57,7 @@ IMPORTERS = {
         "server.app", "server.deps", "server.api.*", "server.cli.*", "modal_deploy",
     },
     "server.engine.vllm_engine": {"server.services"},
-    "server.engine.device": {"server.services"},
+    "server.engine.device": {"server.engine.vllm_engine"},
     # Settings check the script while they are read, so that a mistake names its field.
     "server.engine.upstream": {"server.services", "server.engine.upstream.*"},
     "server.engine.scripted": {"server.services", "server.settings"},

@@ -37,7 +37,10 @@ from server.engine.base import (
     is_chat,
     refuse_uncounted,
 )
+from server.engine.device import fit_warnings
 from server.wire.common import first_complaint
+
+log = logging.getLogger(__name__)
 
 #: Finished requests whose timings nobody collected (aborted ones) are kept up to this many.
 KEPT_TIMINGS = 1024
@@ -127,6 +130,8 @@ def parse_vllm_args(options: VllmOptions) -> Any:
 async def open_vllm(options: VllmOptions) -> AsyncIterator[VllmEngine]:
     """Load the model and yield the engine; leaving stops it and its worker processes."""
     args = parse_vllm_args(options)
+    for warning in fit_warnings(options.served_name, options.model, options.args):
+        log.warning("%s", warning)
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
     from vllm.entrypoints.launchers.app import build_app
