@@ -20,7 +20,8 @@ def fit_warnings(name: str, model: str, args: Sequence[str]) -> tuple[str, ...]:
     """Why a model will hardly fit or run well here, one sentence each; nothing where that is not known.
 
     `model` is the folder or hub name that vLLM gets, `name` what the settings call it. A hub model that is no
-    profile's is unknown until vLLM has fetched it. Never raises: vLLM has the last word.
+    profile's is unknown until vLLM has fetched it. Never raises: vLLM has the last word. Imports vLLM, whose
+    environment must be set by then.
     """
     try:
         architecture = _shape(model)
