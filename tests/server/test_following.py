@@ -105,9 +105,15 @@ async def test_a_file_that_was_cut_anew(catalog: Catalog, store: Store, root: Pa
     one = version(new_file_id(), OLD, "one", "two")
     await put(catalog, store, one)
     await follow(catalog, root)
-    again = version(one.file_id, OLD, "one two")
-    await put(catalog, store, replace(again, chunking={"max_tokens": 512}))
+    await put(catalog, store, version(one.file_id, OLD, "one two"))
     assert (await follow(catalog, root)).count(store.index_name) == 1
+    again = version(one.file_id, OLD, "two one")
+    await put(catalog, store, replace(again, chunking={"max_tokens": 512}))
+    index = await follow(catalog, root)
+    assert (
+        index.passages(store.index_name, [again.passages[0].id])[again.passages[0].id]
+        == (again.passages[0])
+    )
 
 
 async def test_an_index_that_was_lost_or_damaged(

@@ -52,6 +52,21 @@ async def test_a_restart_of_the_database_fails_nothing_afterwards(
         assert await catalog.bump_version(store.id) == 1
 
 
+@pytest.mark.parametrize("wrong", ["absent", "d0?ssl=require"])
+async def test_a_database_that_does_not_let_us_in(postgres: Postgres, wrong: str) -> None:
+    url = postgres.new_database().rpartition("/")[0]
+    with pytest.raises(CatalogUnavailable, match="cannot be opened"):
+        await Catalog.open(f"{url}/{wrong}")
+
+
+async def test_a_restart_that_nobody_saw(postgres: Postgres, shared: str) -> None:
+    async with await Catalog.open(shared) as catalog:
+        store = await catalog.create_store("local", "docs")
+        await anyio.to_thread.run_sync(postgres.stop)
+        await anyio.to_thread.run_sync(postgres.start)
+        assert await catalog.find_store("local", "docs") == store
+
+
 async def test_one_ingests_at_a_time(shared: str) -> None:
     heard: list[str] = []
     async with await Catalog.open(shared) as one, await Catalog.open(shared) as other:
