@@ -84,7 +84,7 @@ async def open_storage(
             opening = await Catalog.open(settings.resolved_catalog_url)
             catalog = await stack.enter_async_context(opening)
         with start.step("chroma"):
-            opened = connect(settings.data_dir, settings.chroma_url, on_restart=restarted)
+            opened = connect(settings.data_dir, settings.chroma, on_restart=restarted)
             chroma = await stack.enter_async_context(opened)
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import shlex
 import tomllib
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -35,6 +35,9 @@ from pydantic_settings import (
 
 from server.profiles import UnknownProfile, load_profile
 from server.wire.common import first_complaint
+
+if TYPE_CHECKING:
+    from retrieval.search.base import ChromaEndpoint
 
 ENV_PREFIX = "GROUNDWIRE_"
 CONFIG_FILE = "groundwire.toml"
@@ -257,6 +260,12 @@ class Settings(BaseSettings):
     chroma_url: str | None = Field(
         None, description="A Chroma server to use instead of the supervised child."
     )
+    chroma_headers: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description='Headers for that server: its credentials, as `{"x-chroma-token": "…"}` for Chroma Cloud.',
+    )
+    chroma_tenant: str = Field("default_tenant", description="Tenant of that server.")
+    chroma_database: str = Field("default_database", description="Database of that tenant.")
     published_dir: Path | None = Field(
         None,
         description="Directory with published versions of the index: the server answers from the current one, "
@@ -495,6 +504,17 @@ class Settings(BaseSettings):
         from server.catalog import sqlite_url  # heavy, and `--help` does not need it
 
         return sqlite_url((self.data_dir / "catalog.db").resolve())
+
+    @property
+    def chroma(self) -> ChromaEndpoint | None:
+        """The Chroma server that the settings name; None for a child of ours."""
+        if self.chroma_url is None:
+            return None
+        from retrieval.search.base import ChromaEndpoint  # `--help` does not need it
+
+        headers = {name: value.get_secret_value() for name, value in self.chroma_headers.items()}
+        endpoint = ChromaEndpoint.parse(self.chroma_url, headers)
+        return replace(endpoint, tenant=self.chroma_tenant, database=self.chroma_database)
 
     def make_data_dir(self) -> None:
         """Create the data directory if it is missing; it holds the documents' text, so for its owner alone."""

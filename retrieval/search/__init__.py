@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -65,21 +65,20 @@ class Connection:
 @asynccontextmanager
 async def connect(
     data_dir: Path,
-    url: str | None = None,
+    elsewhere: ChromaEndpoint | str | None = None,
     *,
-    headers: Mapping[str, str] | None = None,
     wait_seconds: float = 30.0,
     on_restart: Callable[[], None] | None = None,
 ) -> AsyncIterator[Connection]:
-    """Open the vector store of `data_dir`, or the Chroma server at `url`.
+    """Open the vector store of `data_dir`, or the Chroma server `elsewhere`, which a URL may name.
 
-    Without a URL: our own child, or the child of the process that owns the directory (server and
+    Without one: our own child, or the child of the process that owns the directory (server and
     ingestion may run side by side). When that process ends, calls raise StoreUnavailable until we have
     taken the directory over. Raises DataDirectoryInUse when the owner publishes no Chroma within
     `wait_seconds`, StoreUnavailable when Chroma cannot be started, ValueError for a malformed URL.
     """
-    if url is not None:
-        endpoint = ChromaEndpoint.parse(url, headers)
+    if elsewhere is not None:
+        endpoint = ChromaEndpoint.parse(elsewhere) if isinstance(elsewhere, str) else elsewhere
         connection = Connection(lambda: endpoint)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(connection.store.close)

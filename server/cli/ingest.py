@@ -109,7 +109,7 @@ async def _ingest(
         store=store,
         data_dir=settings.data_dir,
         catalog_url=settings.resolved_catalog_url,
-        chroma_url=settings.chroma_url,
+        chroma=settings.chroma,
         prune=args.prune,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap_tokens=settings.chunk_overlap_tokens,

@@ -83,7 +83,7 @@ async def _reindex(args: argparse.Namespace, settings: Settings) -> list[Reindex
         stores=tuple(args.stores),
         data_dir=settings.data_dir,
         catalog_url=settings.resolved_catalog_url,
-        chroma_url=settings.chroma_url,
+        chroma=settings.chroma,
         tenant=args.tenant or LOCAL_TENANT,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap_tokens=settings.chunk_overlap_tokens,

@@ -101,7 +101,7 @@ async def _search(
     indexes = Indexes(sides)
     try:
         await indexes.ready(store)
-        async with connect(settings.data_dir, settings.chroma_url) as chroma:
+        async with connect(settings.data_dir, settings.chroma) as chroma:
             lexical = LexicalIndex(settings.data_dir / "lexical")
             retriever = Retriever(
                 batcher, chroma.store, lexical, fusion_settings(settings), elsewhere=indexes.dense

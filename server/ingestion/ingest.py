@@ -63,7 +63,7 @@ async def ingest_paths(
         if catalog.shared:
             await Following(catalog, root).follow(store)
         async with (
-            connect(job.data_dir, job.chroma_url) as chroma,
+            connect(job.data_dir, job.chroma) as chroma,
             open_writer(root, store.index_name) as lexical,
         ):
             index = IndexWriter(store.index_name, embedder, chroma.store, lexical)

@@ -52,7 +52,7 @@ async def _publish(
         job,
         data_dir=work,
         catalog_url=sqlite_url(work / "catalog.db"),
-        chroma_url=None,
+        chroma=None,
         not_below=(published, job.data_dir),
     )
     report = await ingest_paths(inside, embedder, on_event)

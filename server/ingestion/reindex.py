@@ -19,7 +19,7 @@ from retrieval.embed.base import Embedder
 from retrieval.errors import UnreadableFile
 from retrieval.ingest.index import IndexedFile, IndexWriter
 from retrieval.lexical import drop
-from retrieval.search import VectorStore, connect
+from retrieval.search import ChromaEndpoint, VectorStore, connect
 from retrieval.types import Passage
 from server.catalog import (
     LOCAL_TENANT,
@@ -50,7 +50,7 @@ class ReindexJob:
     stores: tuple[str, ...]
     data_dir: Path
     catalog_url: str
-    chroma_url: str | None = None
+    chroma: ChromaEndpoint | str | None = None
     tenant: str = LOCAL_TENANT
     chunk_tokens: int = 256
     chunk_overlap_tokens: int = 0
@@ -84,7 +84,7 @@ async def reindex_stores(
         catalog_claim(catalog, job.lock_timeout_seconds, waiting),
     ):
         chosen = await _chosen(catalog, job)
-        async with connect(job.data_dir, job.chroma_url) as chroma:
+        async with connect(job.data_dir, job.chroma) as chroma:
             return [
                 await _Rebuild(job, store, catalog, chroma.store, embedder, cutter, on_event).run()
                 for store in chosen

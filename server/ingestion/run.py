@@ -12,6 +12,7 @@ from anyio import to_thread
 
 from retrieval.errors import UnreadableFile
 from retrieval.ingest.index import IndexedFile, IndexWriter
+from retrieval.search import ChromaEndpoint
 from server.catalog import (
     LOCAL_TENANT,
     BlobStore,
@@ -44,7 +45,7 @@ class IngestJob:
     store: str
     data_dir: Path
     catalog_url: str
-    chroma_url: str | None = None
+    chroma: ChromaEndpoint | str | None = None
     tenant: str = LOCAL_TENANT
     prune: bool = False
     chunk_tokens: int = 256
