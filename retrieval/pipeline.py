@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -208,12 +208,14 @@ class Retriever:
             : max(2 * settings.candidates, query.max_num_results)
         ]
         passages = self._passages(query, fused)
-        scores = _scores_by_stage(rankings)
+        scores, ranks = _scores_by_stage(rankings), _ranks_by_stage(rankings, passages)
         if len(dense) == 1 and not any(text.lexical * weights.lexical for text in query.texts):
             # One dense ranking keeps its order, and a cosine says more than a rank.
             fused = [replace(hit, score=_clamped(scores[hit.passage_id])) for hit in fused]
         return tuple(
-            Candidate(passages[hit.passage_id], hit.score, scores[hit.passage_id])
+            Candidate(
+                passages[hit.passage_id], hit.score, scores[hit.passage_id], ranks[hit.passage_id]
+            )
             for hit in fused
             if hit.passage_id in passages
         )
@@ -241,7 +243,16 @@ class Retriever:
     async def _reordered(self, reranker: Reranker, fused: Retrieval, trace: Trace) -> Retrieval:
         """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""
         query = fused.query
-        head = fused.candidates[: max(self._rerank.candidates, query.max_num_results)]
+        head = [
+            replace(
+                each,
+                scores={**each.scores, "fuse": each.score},
+                ranks={**each.ranks, "fuse": rank},
+            )
+            for rank, each in enumerate(
+                fused.candidates[: max(self._rerank.candidates, query.max_num_results)], start=1
+            )
+        ]
         try:
             with trace.stage("rerank"):
                 async with asyncio.timeout(self._rerank.timeout_seconds):
@@ -287,3 +298,16 @@ def _scores_by_stage(rankings: Sequence[Ranking]) -> Mapping[str, dict[str, floa
             own = scores.setdefault(hit.passage_id, {})
             own[ranking.stage] = max(hit.score, own.get(ranking.stage, hit.score))
     return scores
+
+
+def _ranks_by_stage(
+    rankings: Sequence[Ranking], wanted: Collection[str]
+) -> Mapping[str, dict[str, int]]:
+    """The ranks of the wanted passages at each stage, from 1: the best, where several texts found one."""
+    ranks: dict[str, dict[str, int]] = {}
+    for ranking in rankings:
+        for rank, hit in enumerate(ranking.hits, start=1):
+            if hit.passage_id in wanted:
+                own = ranks.setdefault(hit.passage_id, {})
+                own[ranking.stage] = min(rank, own.get(ranking.stage, rank))
+    return ranks

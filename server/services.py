@@ -36,6 +36,7 @@ from server.grounding import Grounding, GroundingSettings
 from server.limits import Admission, Limits
 from server.plan import Defaults, Models
 from server.queries import FollowUpWeights
+from server.receipt_ring import ReceiptRing
 from server.routing import AUTO, Rule
 from server.settings import (
     BUNDLED_CHAT_MODEL,
@@ -81,6 +82,7 @@ class Services:
     keys: Keys
     links: Links
     checkup: Checkup
+    receipts: ReceiptRing
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
@@ -161,6 +163,7 @@ async def open_services(
             keys=Keys(settings.api_keys, secret),
             links=Links(secret, signed=bool(settings.api_keys)),
             checkup=Checkup(catalog, lexical, embedder.name, indexes.check),
+            receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
         )
         watch = asyncio.ensure_future(_watch(services))
         stack.callback(watch.cancel)

@@ -34,6 +34,7 @@ from server.grounding import Grounding
 from server.ingestion import IngestJob, ingest_paths
 from server.limits import Admission
 from server.listener import Listener, run_in_loop
+from server.receipt_ring import ReceiptRing
 from server.services import (
     Services,
     _grounding,
@@ -187,6 +188,7 @@ class Bench:
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, b"secret"),
             links=Links(b"secret", signed=bool(settings.api_keys)),
+            receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
             dead=asyncio.Event(),
         )
         return made, engine
