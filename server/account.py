@@ -18,7 +18,7 @@ from server.receipts import Receipt
 
 #: An account's own objects, and a candidate's, roughly.
 _ACCOUNT_BYTES = 2_500
-_CANDIDATE_BYTES = 1_200
+_CANDIDATE_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,7 @@ def uncounted(receipt: Receipt) -> Receipt:
 def without_sources(receipt: Receipt, reason: str) -> Receipt:
     """The receipt of a request whose sources were taken out again."""
     out = () if receipt.parts else [Drop(receipt.sources[index], reason) for index in receipt.shown]
+    counted = receipt.counted_tokens
     return replace(
         receipt,
         status="miss" if receipt.status == "hit" else receipt.status,
@@ -114,6 +115,7 @@ def without_sources(receipt: Receipt, reason: str) -> Receipt:
         found=(),
         dropped=(*receipt.dropped, *out),
         context_tokens=0,
+        counted_tokens=None if counted is None else counted - receipt.earlier_tokens,
         earlier_tokens=0,
         parts=tuple(without_sources(part, reason) for part in receipt.parts),
     )

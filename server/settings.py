@@ -311,7 +311,7 @@ class Settings(BaseSettings):
         1000, ge=0, description="Receipts of the latest requests that are kept; 0: none."
     )
     receipts_bytes: int = Field(
-        8 * 2**20, ge=0, description="Most memory of the receipts, about; the oldest go first."
+        16 * 2**20, ge=0, description="Most memory of the receipts, about; the oldest go first."
     )
     keep_alive_seconds: float = Field(
         15.0,
