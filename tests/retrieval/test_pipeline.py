@@ -329,4 +329,5 @@ async def test_a_stage_s_score_is_the_best_of_the_texts(lexical: LexicalIndex) -
     both = await retriever.retrieve(asked, Trace())
     best = {c.passage.text: c for c in both.candidates}[TEXTS[0]]
     assert best.scores["lexical"] == pytest.approx(alone.candidates[0].scores["lexical"])
-    assert best.ranks["lexical"] == alone.candidates[0].ranks["lexical"] == 1
+    # The other text finds it too, in another place.
+    assert best.ranks == {"search": 1, "lexical": 1}
