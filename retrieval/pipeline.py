@@ -208,14 +208,16 @@ class Retriever:
             : max(2 * settings.candidates, query.max_num_results)
         ]
         passages = self._passages(query, fused)
-        scores = _scores_by_stage(rankings)
+        fused = [hit for hit in fused if hit.passage_id in passages]
+        scores, ranks = _by_stage(rankings, passages)
         if len(dense) == 1 and not any(text.lexical * weights.lexical for text in query.texts):
             # One dense ranking keeps its order, and a cosine says more than a rank.
             fused = [replace(hit, score=_clamped(scores[hit.passage_id])) for hit in fused]
         return tuple(
-            Candidate(passages[hit.passage_id], hit.score, scores[hit.passage_id])
+            Candidate(
+                passages[hit.passage_id], hit.score, scores[hit.passage_id], ranks[hit.passage_id]
+            )
             for hit in fused
-            if hit.passage_id in passages
         )
 
     def _passages(self, query: Query, fused: Sequence[Hit]) -> dict[str, Passage]:
@@ -241,7 +243,16 @@ class Retriever:
     async def _reordered(self, reranker: Reranker, fused: Retrieval, trace: Trace) -> Retrieval:
         """The best candidates in the reranker's order; in the fused one where it fails or is too slow."""
         query = fused.query
-        head = fused.candidates[: max(self._rerank.candidates, query.max_num_results)]
+        head = [
+            replace(
+                each,
+                scores={**each.scores, "fuse": each.score},
+                ranks={**each.ranks, "fuse": rank},
+            )
+            for rank, each in enumerate(
+                fused.candidates[: max(self._rerank.candidates, query.max_num_results)], start=1
+            )
+        ]
         try:
             with trace.stage("rerank"):
                 async with asyncio.timeout(self._rerank.timeout_seconds):
@@ -279,11 +290,18 @@ def _best(pages: Iterable[Sequence[Hit]], k: int) -> list[Hit]:
     return sorted((hit for page in pages for hit in page), key=lambda hit: -hit.score)[:k]
 
 
-def _scores_by_stage(rankings: Sequence[Ranking]) -> Mapping[str, dict[str, float]]:
-    """Each passage's score at each stage: the best, where several texts found it."""
-    scores: dict[str, dict[str, float]] = {}
+def _by_stage(
+    rankings: Sequence[Ranking], wanted: Iterable[str]
+) -> tuple[Mapping[str, dict[str, float]], Mapping[str, dict[str, int]]]:
+    """The wanted passages' scores and ranks (from 1) at each stage: the best, where several texts found one."""
+    scores: dict[str, dict[str, float]] = {passage_id: {} for passage_id in wanted}
+    ranks: dict[str, dict[str, int]] = {passage_id: {} for passage_id in scores}
     for ranking in rankings:
-        for hit in ranking.hits:
-            own = scores.setdefault(hit.passage_id, {})
-            own[ranking.stage] = max(hit.score, own.get(ranking.stage, hit.score))
-    return scores
+        stage = ranking.stage
+        for rank, hit in enumerate(ranking.hits, start=1):
+            own = scores.get(hit.passage_id)
+            if own is not None:
+                own[stage] = max(hit.score, own.get(stage, hit.score))
+                places = ranks[hit.passage_id]
+                places[stage] = min(rank, places.get(stage, rank))
+    return scores, ranks

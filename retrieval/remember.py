@@ -17,7 +17,7 @@ from retrieval.types import Candidate, Query, Retrieval
 #: Dictionary slot, key and entry objects of one entry, roughly.
 _ENTRY_BYTES = 500
 #: A candidate's own objects beside its passage's texts, roughly.
-_CANDIDATE_BYTES = 1200
+_CANDIDATE_BYTES = 1400
 
 
 class CachedEmbedder:

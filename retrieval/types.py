@@ -56,15 +56,17 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A passage that some ranking named, with its score at each stage that saw it.
+    """A passage that some ranking named, with its score and its rank at each stage that saw it.
 
-    `scores` is keyed by stage (`search` cosine -1..1, `lexical` BM25, `rerank`); `score` is the score the
-    candidates are ordered by, 0..1.
+    `scores` is keyed by stage (`search` cosine -1..1, `lexical` BM25, `rerank`, and then also `fuse`); `score` is
+    the score the candidates are ordered by, 0..1. `ranks` count from 1 and are keyed in the same way; the rank
+    by `score` is the candidate's place among the others. Where several texts found it, each is the best.
     """
 
     passage: Passage
     score: float
     scores: Mapping[str, float] = field(default_factory=dict)
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +126,7 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A candidate that was not packed, and why (`below_threshold`, `duplicate`, `over_budget`)."""
+    """A candidate that was not packed, and why (`below_threshold`, `duplicate`, `over_limit`, `over_budget`)."""
 
     candidate: Candidate
     reason: str

@@ -24,6 +24,7 @@ from server.api import (
     models,
     operations,
     passages,
+    receipts,
     unbuilt,
     vector_stores,
 )
@@ -81,6 +82,7 @@ def create_app(
         vector_stores,
         models,
         passages,
+        receipts,
         operations,
         engine_routes,
         unbuilt,

@@ -29,18 +29,15 @@ from server.engine.base import Engine, EngineError, trouble
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
 from server.inject import Breaker, inject_into, render_block, render_source
 from server.plan import Defaults, Models, Plan, engine_body, plan, text_body
-from server.prepared import Prepared, free_tokens
-from server.queries import tail_of
-from server.receipts import Receipt
+from server.prepared import Prepared, free_beside, prompt_tokens
+from server.queries import MAX_QUERY_CHARACTERS, tail_of
+from server.receipts import Receipt, Searched
 from server.telemetry.recorder import Recording
 from server.wire.chat import ChatRequest
 from server.wire.completions import CompletionRequest
 
 log = logging.getLogger(__name__)
 
-#: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
-#: one embedding thread from everyone else for seconds.
-MAX_QUERY_CHARACTERS = 20_000
 #: Prompts of one request that are grounded side by side: its threads and tokenizers are everyone's.
 PROMPTS_AT_ONCE = 4
 #: Joining texts can cost a token at each seam that counting them apart does not see.
@@ -59,19 +56,26 @@ class GroundingSettings:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A request with its conversation's earlier sources, and how many prompt tokens are free for more."""
+    """A request with its conversation's earlier sources, and how many prompt tokens are free for more.
+
+    `counted` is what its prompt takes; None: not counted.
+    """
 
     body: dict[str, Any]
     tokens: int
+    counted: int | None
     earlier: Blocks = ()
 
     def replayed(self, receipt: Receipt, trace: Trace) -> Receipt:
         """The receipt of a question for which nothing was found yet."""
+        receipt = replace(receipt, counted_tokens=self.counted, budget_tokens=self.tokens)
         if not self.earlier:
             return receipt
         trace.cached.append("conversation")
         tokens, sources = tokens_of(self.earlier), sources_of(self.earlier)
-        return replace(receipt, sources=sources, found=(), context_tokens=tokens)
+        return replace(
+            receipt, sources=sources, found=(), context_tokens=tokens, earlier_tokens=tokens
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,7 @@ class Grounding:
                 also=tuple(more.text for more in planned.also),
                 include_text=planned.include_text,
                 footer=planned.footer,
+                stores=tuple(Searched(store.id, store.name, store.version) for store in stores),
                 route=planned.route,
             )
             try:
@@ -245,8 +250,15 @@ class Grounding:
             room = await counting
         finally:
             counting.cancel()
+        receipt = replace(
+            receipt,
+            candidates=retrieval.candidates,
+            best_similarity=retrieval.best_similarity,
+        )
         if reason := self._miss(retrieval):
-            return room.replayed(replace(receipt, reason=reason), trace), room.body
+            dropped = tuple(Drop(candidate, reason) for candidate in retrieval.candidates)
+            receipt = replace(receipt, reason=reason, dropped=dropped)
+            return room.replayed(receipt, trace), room.body
         with trace.stage("pack"):
             # Tokenizing takes milliseconds that the other streams should not wait for.
             packed = await asyncio.to_thread(self._pack, planned, retrieval, room)
@@ -258,7 +270,8 @@ class Grounding:
                     room, packed = alone, anew
         receipt = room.replayed(replace(receipt, dropped=packed.dropped), trace)
         if not packed.found:
-            low = all(drop.reason == "below_threshold" for drop in packed.dropped)
+            reasons = {drop.reason for drop in packed.dropped}
+            low = reasons <= {"below_threshold", "not_considered"}
             return replace(receipt, reason="below_threshold" if low else "no_room"), room.body
         blocks = room.earlier if packed.block is None else (*room.earlier, packed.block)
         receipt = replace(
@@ -272,7 +285,7 @@ class Grounding:
             return receipt, room.body
         with trace.stage("inject"):
             injected = inject_into(room.body, packed.block.index, packed.block.text)
-        if planned.sticky and scope is not None:
+        if planned.sticky and scope is not None and not planned.dry_run:
             self._conversations.remember(scope, body["messages"], packed.block.index, blocks)
         return receipt, injected
 
@@ -330,15 +343,20 @@ class Grounding:
         """The request with the conversation's earlier sources, if they fit, and what is free beside them."""
         if earlier and tokens_of(earlier) <= self._settings.sticky_context_tokens:
             replayed = {**body, "messages": replay(body["messages"], earlier)}
-            free = await free_tokens(self._engine, planned, replayed)
-            if free is not None and free >= 0:
-                return Room(replayed, min(free, planned.max_context_tokens), earlier)
-        free = await free_tokens(self._engine, planned, body)
-        return Room(body, min(free or 0, planned.max_context_tokens))
+            counted = await prompt_tokens(self._engine, replayed)
+            if counted is not None and (free := self._free(planned, counted)) >= 0:
+                return Room(replayed, min(free, planned.max_context_tokens), counted, earlier)
+        counted = await prompt_tokens(self._engine, body)
+        free = self._free(planned, counted)
+        return Room(body, min(free, planned.max_context_tokens), counted)
+
+    def _free(self, planned: Plan, counted: int | None) -> int:
+        return 0 if counted is None else free_beside(self._engine, planned, counted)
 
     def _pack(self, planned: Plan, retrieval: Retrieval, room: Room) -> Packed:
         # Twice what is asked for, as some are duplicates or too long.
-        candidates = retrieval.candidates[: retrieval.query.enough]
+        enough = retrieval.query.enough
+        candidates, beyond = retrieval.candidates[:enough], retrieval.candidates[enough:]
         known = {c.passage.id: index for index, c in enumerate(sources_of(room.earlier))}
         engine = self._engine.answering(planned.engine_model)
 
@@ -366,12 +384,13 @@ class Grounding:
         numbers = {**known, **{c.passage.id: i for i, c in enumerate(new, start=len(known))}}
         found = tuple(numbers[c.passage.id] for c in context.sources)
         scores = tuple(c.score for c in context.sources)
+        dropped = (*context.dropped, *(Drop(c, "not_considered") for c in beyond))
         if not new:
-            return Packed(None, found, scores, context.dropped)
+            return Packed(None, found, scores, dropped)
         rendered = [render_source(c.passage, numbers[c.passage.id] + 1, self._breaker) for c in new]
         assert planned.question_index is not None
         block = Block(planned.question_index, render_block(rendered), tuple(new), context.tokens)
-        return Packed(block, found, scores, context.dropped)
+        return Packed(block, found, scores, dropped)
 
 
 def _salt(body: dict[str, Any], caller: Caller) -> None:

@@ -96,7 +96,8 @@ class Plan:
     answer; `question_index` is the message that carries question and context; `also` is searched beside the
     question (the same together with the turn before it); `weights` are the request's own, if it gave some;
     `route` is how `auto` became `engine_model`; `max_tokens` is the server's limit for a chat without one. A text
-    completion's question is its prompt's, and its index 0; several prompts are asked one by one.
+    completion's question is its prompt's, and its index 0; several prompts are asked one by one. A `dry_run` ends
+    before the engine.
     """
 
     model: str
@@ -119,6 +120,7 @@ class Plan:
     chosen_in: str | None
     route: Route | None = None
     max_tokens: int | None = None
+    dry_run: bool = False
 
     def fallen_back(self) -> Plan:
         """The same for the other model of the route."""
@@ -198,6 +200,7 @@ def plan(
         chosen_in=asked.chosen_in,
         route=route,
         max_tokens=asked.max_tokens,
+        dry_run=bool(rag.dry_run),
     )
 
 
@@ -414,8 +417,6 @@ def _refuse_many_choices(request: ChatRequest | CompletionRequest, most: int) ->
 def _refuse_unbuilt(rag: RagOptions) -> None:
     if rag.filters is not None:
         raise BadRequest("rag.filters is not supported yet", param="rag.filters")
-    if rag.dry_run:
-        raise BadRequest("rag.dry_run is not supported yet", param="rag.dry_run")
 
 
 def _is_file_search(tool: Any) -> bool:

@@ -14,13 +14,22 @@ from server.telemetry.recorder import Recording
 from server.weave_text import NOTHING, of_prompt
 
 
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What a dry run counted of one prompt, in tokens: the whole, and the client's texts alone."""
+
+    prompt: int
+    messages: int
+
+
 @dataclass(slots=True)
 class Prepared:
     """A request ready for the engine: what it asked, what it was given, and the body to send.
 
     `bare` is the body without context. Not frozen: an engine that counts otherwise than we estimated may
     refuse the context, which is then taken out before anything was said; and an engine that cannot answer may
-    give way to the other one of its route. `fell_from` is then why.
+    give way to the other one of its route. `fell_from` is then why. `counts` are a dry run's, one a prompt
+    (None: it could not be counted).
     """
 
     plan: Plan
@@ -29,6 +38,7 @@ class Prepared:
     completion_id: str
     recording: Recording
     fell_from: EngineError | None = None
+    counts: tuple[Count | None, ...] = ()
 
     @property
     def receipt(self) -> Receipt:
@@ -86,13 +96,24 @@ class Prepared:
         grounded, model = self.body is not self.bare, self.plan.engine_model
         self.bare = {**self.bare, "model": model}
         self.body = {**self.body, "model": model} if grounded else self.bare
-        self.recording.grounded_in(replace(self.receipt, route=self.plan.route))
+        # The other model's tokenizer counts otherwise.
+        self.recording.grounded_in(receipts.uncounted(replace(self.receipt, route=self.plan.route)))
+
+
+async def prompt_tokens(engine: Engine, body: Mapping[str, Any]) -> int | None:
+    """Tokens of the prompt as the engine will see it; None where it cannot be counted."""
+    try:
+        return await engine.count_tokens(body)
+    except EngineRejected:
+        return None  # the engine will say what is wrong with the request, in its own words
+
+
+def free_beside(engine: Engine, planned: Plan, prompt: int) -> int:
+    """Tokens free for sources beside a prompt, never so many that the client's answer gets shorter."""
+    return engine.answering(planned.engine_model).max_model_len - prompt - planned.answer_tokens
 
 
 async def free_tokens(engine: Engine, planned: Plan, body: Mapping[str, Any]) -> int | None:
-    """Prompt tokens free for sources, never so many that the client's answer gets shorter; None: uncounted."""
-    try:
-        prompt = await engine.count_tokens(body)
-    except EngineRejected:
-        return None  # the engine will say what is wrong with the request, in its own words
-    return engine.answering(planned.engine_model).max_model_len - prompt - planned.answer_tokens
+    """Tokens free for sources beside this prompt; None: uncounted."""
+    prompt = await prompt_tokens(engine, body)
+    return None if prompt is None else free_beside(engine, planned, prompt)

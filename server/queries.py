@@ -11,6 +11,9 @@ from retrieval.types import FusionWeights, WeightedText
 from server.wire.chat import Message
 from server.wire.common import RankingOptions
 
+#: What of a question is searched for. Embedders read some hundred tokens; tokenizing megabytes would keep the
+#: one embedding thread from everyone else for seconds.
+MAX_QUERY_CHARACTERS = 20_000
 #: What of a prompt is searched for: about the 256 tokens of English that the default embedder reads.
 TAIL_CHARACTERS = 1_000
 CUT_WORD = re.compile(r"\A\S+\s")

@@ -28,6 +28,15 @@ MARKER = re.compile(r"\[(\d{1,3}(?:\s*,\s*\d{1,3})*)\]")
 
 
 @dataclass(frozen=True, slots=True)
+class Searched:
+    """A store that was searched, and the version that its index had."""
+
+    id: str
+    name: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Receipt:
     """Why an answer saw what it saw.
 
@@ -37,6 +46,11 @@ class Receipt:
     searched beside the question; `link` makes a passage's absolute URL; `cached` says what came out of a cache
     (`embedding`, `retrieval`, `conversation`, `answer`); `route` is which model of `auto` answers, and why.
     `parts` are the prompts' own, where a text completion has a list of them; the whole then sums them up.
+
+    `candidates` are all that retrieval ranked, best first; each of them is among those that were found, or
+    in `dropped` with the reason. `counted_tokens` is the engine's count of the prompt before the question's own
+    sources went in (None: not counted), `earlier_tokens` what the sources of earlier turns take of it, and
+    `budget_tokens` what was free for more. `context_tokens` is what all sources were taken to cost.
     """
 
     status: Status
@@ -47,7 +61,13 @@ class Receipt:
     sources: tuple[Candidate, ...] = ()
     found: tuple[int, ...] | None = None
     dropped: tuple[Drop, ...] = ()
+    candidates: tuple[Candidate, ...] = ()
+    best_similarity: float | None = None
+    stores: tuple[Searched, ...] = ()
     context_tokens: int = 0
+    counted_tokens: int | None = None
+    earlier_tokens: int = 0
+    budget_tokens: int | None = None
     include_text: bool = False
     footer: bool = False
     cached: tuple[str, ...] = ()
@@ -64,6 +84,7 @@ def summed(whole: Receipt, parts: Sequence[Receipt]) -> Receipt:
     """`whole` with these parts: a hit among them is a hit, and what they found comes prompt by prompt."""
     best = min(parts, key=lambda part: ("hit", "degraded", "miss").index(part.status))
     sources = [part.sources[index] for part in parts for index in part.shown]
+    counted = [part.counted_tokens for part in parts if part.counted_tokens is not None]
     return replace(
         whole,
         status=best.status,
@@ -71,16 +92,32 @@ def summed(whole: Receipt, parts: Sequence[Receipt]) -> Receipt:
         sources=tuple(sources),
         dropped=tuple(drop for part in parts for drop in part.dropped),
         context_tokens=sum(part.context_tokens for part in parts),
+        counted_tokens=sum(counted) if len(counted) == len(parts) else None,
         parts=tuple(parts),
     )
 
 
+def uncounted(receipt: Receipt) -> Receipt:
+    """The receipt of a request whose prompt another engine counts than the one that was asked."""
+    parts = tuple(uncounted(part) for part in receipt.parts)
+    return replace(receipt, counted_tokens=None, budget_tokens=None, parts=parts)
+
+
 def without_sources(receipt: Receipt, reason: str) -> Receipt:
     """The receipt of a request whose sources were taken out again."""
-    status = "miss" if receipt.status == "hit" else receipt.status
-    parts = tuple(without_sources(part, reason) for part in receipt.parts)
+    out = () if receipt.parts else [Drop(receipt.sources[index], reason) for index in receipt.shown]
+    counted = receipt.counted_tokens
     return replace(
-        receipt, status=status, reason=reason, sources=(), found=(), context_tokens=0, parts=parts
+        receipt,
+        status="miss" if receipt.status == "hit" else receipt.status,
+        reason=reason,
+        sources=(),
+        found=(),
+        dropped=(*receipt.dropped, *out),
+        context_tokens=0,
+        counted_tokens=None if counted is None else counted - receipt.earlier_tokens,
+        earlier_tokens=0,
+        parts=tuple(without_sources(part, reason) for part in receipt.parts),
     )
 
 
@@ -152,10 +189,15 @@ def rag_field(
         field["cited"] = cited
     if receipt.cached:
         field["cached"] = list(receipt.cached)
-    if (route := receipt.route) is not None:
-        field["route"] = {"to": route.size, "reason": route.reason, "model": route.model}
+    if receipt.route is not None:
+        field["route"] = route_field(receipt.route)
     field["timings_ms"] = dict(timings_ms)
     return field
+
+
+def route_field(route: Route) -> dict[str, Any]:
+    """Which model of `auto` answers, and why."""
+    return {"to": route.size, "reason": route.reason, "model": route.model}
 
 
 def search_page(
@@ -169,7 +211,7 @@ def search_page(
 
     `numbers`, if given, are those that the results have in the prompt: `[3]` cites the one with `number` 3.
     """
-    data = [_result(candidate, include_text) for candidate in found]
+    data = [search_result(candidate, include_text=include_text) for candidate in found]
     for result, number in zip(data, numbers, strict=False):
         result["number"] = number
     return {
@@ -186,7 +228,8 @@ def shown_score(candidate: Candidate) -> float:
     return round(candidate.score, 6)
 
 
-def _result(candidate: Candidate, include_text: bool) -> dict[str, Any]:
+def search_result(candidate: Candidate, *, include_text: bool) -> dict[str, Any]:
+    """One row of OpenAI's page of search results."""
     passage = candidate.passage
     attributes: dict[str, Any] = {} if passage.page is None else {"page": passage.page}
     return {

@@ -23,6 +23,7 @@ from server.handover import Handover
 from server.knowledge import Parts, open_indexes, open_knowledge, open_storage
 from server.limits import Admission, Limits
 from server.plan import Models
+from server.receipt_ring import ReceiptRing
 from server.replica import Copies, Refresh, Replica, open_copies
 from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
@@ -58,6 +59,7 @@ class Services:
     metrics: Metrics
     admission: Admission
     keys: Keys
+    receipts: ReceiptRing
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
@@ -135,6 +137,7 @@ async def open_services(
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, storage.secret),
+            receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
         )
         if copies is not None:
             _run(Replica(copies, handover, parts).watch(), stack)

@@ -365,6 +365,12 @@ class Settings(BaseSettings):
     on_error: Literal["skip", "fail"] = Field(
         "skip", description="When retrieval fails: answer without context, or 503."
     )
+    receipts_kept: int = Field(
+        1000, ge=0, description="Receipts of the latest requests that are kept; 0: none."
+    )
+    receipts_bytes: int = Field(
+        16 * 2**20, ge=0, description="Most memory of the receipts, about; the oldest go first."
+    )
     keep_alive_seconds: float = Field(
         15.0,
         gt=0,

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from fastapi import Request
 from fastapi.responses import Response
 
-from retrieval.types import Passage
 from server import receipts
+from server.account import Account, Asked, account_of
+from server.api.links import link_for
+from server.api.receipts import body_of
 from server.auth import Caller
 from server.deps import admitted, read_json
+from server.dry_run import count
 from server.knowledge import Knowledge
 from server.prepared import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
-from server.telemetry.recorder import Recording
+from server.telemetry.recorder import DRY_RUN, Recording
+from server.telemetry.traceparent import trace_id_of
 from server.wire.chat import ChatRequest
 from server.wire.completions import CompletionRequest
 
@@ -51,15 +57,49 @@ async def generate(
             prepared = await _prepare(
                 generation, request, services, knowledge, caller, recording, until
             )
+            asked = _asked(generation, request, request_id, prepared)
+            now = _accounts(asked, services, prepared)
+            recording.on_close = services.receipts.begin(caller.tenant, asked, now)
+            if prepared.plan.dry_run:
+                # Nobody waits for a token: what the prompt takes can be counted part by part.
+                await unless_gone(request.receive, count(services.engine, prepared), until)
+                recording.close(DRY_RUN)
+                return _answer(body_of(now(), request, services, knowledge, caller), prepared)
             if prepared.plan.stream:
                 return await _stream(request, services, prepared, request_id, stack, until, ends_at)
             answer = await unless_gone(
                 request.receive, services.answering.complete(prepared), until
             )
-        body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
-        headers = receipts.headers(prepared.receipt, recording.trace.timings_ms())
+        response = _answer(answer, prepared)
         recording.close("ok")
-        return Response(body, media_type="application/json", headers=headers)
+        return response
+
+
+def _answer(answer: bytes | dict[str, Any], prepared: Prepared) -> Response:
+    body = answer if isinstance(answer, bytes) else orjson.dumps(answer)
+    headers = receipts.headers(prepared.receipt, prepared.recording.trace.timings_ms())
+    return Response(body, media_type="application/json", headers=headers)
+
+
+def _asked(generation: Generation, request: Request, request_id: str, prepared: Prepared) -> Asked:
+    return Asked(
+        completion_id=prepared.completion_id,
+        request_id=request_id,
+        trace_id=trace_id_of(request.headers.get("traceparent")),
+        created=int(time.time()),
+        endpoint=generation.route,
+    )
+
+
+def _accounts(asked: Asked, services: Services, prepared: Prepared) -> Callable[[], Account]:
+    """What tells what is known of a request now."""
+    engine = services.engine
+
+    def now() -> Account:
+        window = engine.answering(prepared.plan.engine_model).max_model_len
+        return account_of(asked, prepared, window)
+
+    return now
 
 
 async def _prepare(
@@ -72,11 +112,7 @@ async def _prepare(
     until: float | None,
 ) -> Prepared:
     body, asked = await read_json(request, generation.reads)
-    base, now = base_url(request, services), time.time()
-
-    def link(passage: Passage) -> str:
-        return knowledge.links.url(base, caller.tenant, passage, now)
-
+    link = link_for(request, services, knowledge, caller)
     return await unless_gone(
         request.receive,
         knowledge.grounding.prepare(
@@ -113,8 +149,3 @@ async def _stream(
         on_end=ended,
         until=until,
     )
-
-
-def base_url(request: Request, services: Services) -> str:
-    """Where clients see this server: `public_url`, else what this request was sent to."""
-    return services.settings.public_url or str(request.base_url).rstrip("/")

@@ -14,10 +14,9 @@ from server import receipts
 from server.auth import Caller
 from server.deps import CallerDep, KnowledgeDep, ServicesDep, admitted, read_json
 from server.errors import BadRequest
-from server.grounding import MAX_QUERY_CHARACTERS
 from server.knowledge import Knowledge
 from server.openapi import takes
-from server.queries import fusion_weights
+from server.queries import MAX_QUERY_CHARACTERS, fusion_weights
 from server.services import Services
 from server.sse import unless_gone
 from server.telemetry.recorder import Recording

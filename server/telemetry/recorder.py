@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -19,6 +19,9 @@ from server.telemetry.metrics import Metrics
 
 log = logging.getLogger("groundwire.request")
 
+#: The outcome of a request that was to be grounded and not answered.
+DRY_RUN = "dry_run"
+
 
 class Recording:
     """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
@@ -29,13 +32,17 @@ class Recording:
         self.trace = Trace()
         #: Minted here: the client's own request id never becomes an id of ours.
         self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
+        #: How it ended; None while it runs.
+        self.outcome: str | None = None
+        #: What the engine measured, once it has told.
+        self.timings: EngineTimings | None = None
+        #: Called once, when all is known.
+        self.on_close: Callable[[], None] | None = None
         self._receipt: Receipt | None = None
-        self._timings: EngineTimings | None = None
         self._engine_from: float | None = None
         self._first_token: float | None = None
         self._failed: str | None = None
         self._cut = False
-        self._closed = False
 
     @property
     def receipt(self) -> Receipt:
@@ -70,7 +77,7 @@ class Recording:
 
     def engine_finished(self, timings: EngineTimings | None) -> None:
         """Take over the engine's own measurements, as stages of the trace."""
-        self._timings = timings
+        self.timings = timings
         if timings is not None:
             self._engine_stages(
                 timings.queue_seconds, timings.prefill_seconds, timings.decode_seconds
@@ -99,12 +106,12 @@ class Recording:
             raise
 
     def close(self, outcome: str) -> None:
-        """Observe the request as `ok`, `error`, `rejected` or `cancelled`; later calls do nothing."""
-        if self._closed:
+        """Observe the request as `ok`, `error`, `rejected`, `cancelled` or `dry_run`; later calls do nothing."""
+        if self.outcome is not None:
             return
-        self._closed = True
         outcome = self._failed if self._failed and outcome == "ok" else outcome
-        if self._timings is None and "answer" not in self.trace.cached:
+        self.outcome = outcome
+        if self.timings is None and "answer" not in self.trace.cached:
             self._unfinished_stages(outcome)
         grounded = "false" if self._receipt is None or self._receipt.status == "off" else "true"
         seconds = self.trace.elapsed_seconds()
@@ -117,14 +124,19 @@ class Recording:
             metrics.aborted.labels(self._route).inc()
         if self._receipt is not None:
             metrics.retrievals.labels(self._receipt.status).inc()
+        if self._receipt is not None and outcome != DRY_RUN:
             if (route := self._receipt.route) is not None:
                 metrics.routed.labels(route.size, route.reason).inc()
-            metrics.observe_tokens(self._timings, self._receipt.context_tokens)
+            metrics.observe_tokens(self.timings, self._receipt.context_tokens)
         log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
+        # Let go of: it may hold the request, which holds this.
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
 
     def _unfinished_stages(self, outcome: str) -> None:
         """What we saw ourselves, where the engine tells nothing: it did not finish, or keeps no statistics."""
-        if self._engine_from is None or outcome == "rejected":
+        if self._engine_from is None or outcome in ("rejected", DRY_RUN):
             return
         now = self.trace.elapsed_seconds()
         until = now if self._first_token is None else self._first_token

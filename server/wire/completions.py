@@ -31,8 +31,11 @@ class CompletionRequest(Wire):
 
     @property
     def asks_for_sources(self) -> bool:
-        """Whether `rag` says more than which model is to answer."""
-        return self.rag is not None and self.rag.model_fields_set != {"route"}
+        """Whether `rag` says more than which model is to answer, or whether one is."""
+        if self.rag is None:
+            return False
+        said = self.rag.model_fields_set
+        return not said or not said <= {"route", "dry_run"}
 
     @property
     def prompts(self) -> int:

@@ -85,6 +85,9 @@ async def test_both_rankings_are_fused(lexical: LexicalIndex) -> None:
     assert found(result)[0] == TEXTS[0]
     best = result.candidates[0]
     assert set(best.scores) == {"search", "lexical"}
+    assert best.ranks == {"search": 1, "lexical": 1}
+    by_cosine = sorted(result.candidates, key=lambda c: -c.scores["search"])
+    assert [c.ranks["search"] for c in by_cosine] == [1, 2, 3]
     assert best.score == pytest.approx(1.0)
     assert [c.score for c in result.candidates] == sorted(
         (c.score for c in result.candidates), reverse=True
@@ -324,5 +327,7 @@ async def test_a_stage_s_score_is_the_best_of_the_texts(lexical: LexicalIndex) -
     alone = await retriever.retrieve(query("quagga zebra", "a"), Trace())
     asked = Query("quagga zebra", ("a",), 4, also=(WeightedText("tea"),))
     both = await retriever.retrieve(asked, Trace())
-    best = {c.passage.text: c.scores for c in both.candidates}[TEXTS[0]]
-    assert best["lexical"] == pytest.approx(alone.candidates[0].scores["lexical"])
+    best = {c.passage.text: c for c in both.candidates}[TEXTS[0]]
+    assert best.scores["lexical"] == pytest.approx(alone.candidates[0].scores["lexical"])
+    # The other text finds it too, in another place.
+    assert best.ranks == {"search": 1, "lexical": 1}

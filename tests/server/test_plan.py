@@ -184,7 +184,6 @@ def test_a_name_that_cannot_chat(name: str) -> None:
     ("fields", "param"),
     [
         ({"rag": {"filters": {"type": "eq", "key": "a", "value": 1}}}, "rag.filters"),
-        ({"rag": {"dry_run": True}}, "rag.dry_run"),
         ({"tools": [file_search("a", filters={"type": "eq"})]}, "tools.filters"),
     ],
 )

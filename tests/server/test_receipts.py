@@ -220,4 +220,6 @@ def test_sources_taken_out_again_are_in_no_part() -> None:
         0,
     )
     assert [part.sources for part in made.parts] == [(), ()]
+    out = [[(drop.candidate, drop.reason) for drop in part.dropped] for part in made.parts]
+    assert out == [[(source, "no_room") for source in parts[0].sources], []]
     assert [part.status for part in made.parts] == ["miss", "degraded"]

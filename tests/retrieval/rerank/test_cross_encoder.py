@@ -146,3 +146,20 @@ async def test_the_fused_order_stays_without_an_answer_in_time(
     found, outcomes = await search(tmp_path, reranker)
     assert found == (fused[::-1] if turned else fused)
     assert outcomes["rerank"] == outcome
+
+
+class Noting(Reversed):
+    def __init__(self) -> None:
+        self.given: list[Candidate] = []
+
+    async def rerank(self, question: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+        self.given = list(candidates)
+        return await super().rerank(question, candidates)
+
+
+@pytest.mark.anyio
+async def test_the_place_before_is_not_lost(tmp_path: Path) -> None:
+    reranker = Noting()
+    await search(tmp_path, reranker)
+    assert [c.ranks for c in reranker.given] == [{"lexical": i, "fuse": i} for i in (1, 2)]
+    assert [c.scores["fuse"] for c in reranker.given] == [c.score for c in reranker.given]

@@ -35,6 +35,7 @@ from server.ingestion import IngestJob, ingest_paths
 from server.knowledge import Parts, Storage, knowledge_of
 from server.limits import Admission
 from server.listener import Listener, run_in_loop
+from server.receipt_ring import ReceiptRing
 from server.retriever import Caches
 from server.services import Services, _limits, answers, model_names, open_services
 from server.settings import Settings
@@ -173,6 +174,7 @@ class Bench:
             metrics=metrics,
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, b"secret"),
+            receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
             dead=asyncio.Event(),
         )
         return made, engine

@@ -22,6 +22,7 @@ KEYED = {
     ("POST", "/v1/vector_stores/{vector_store_id}/search"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model:path}"),
+    ("GET", "/v1/rag/receipts/{receipt_id:path}"),
     ("GET", "/metrics"),
     ("GET", "/openapi.json"),
     ("POST", "/v1/embeddings"),
@@ -52,7 +53,9 @@ def routes_of(running: Running) -> Iterator[tuple[str, str]]:
 def filled(path: str) -> str:
     for name in ("file_id", "content_hash", "chunk", "vector_store_id"):
         path = path.replace(f"{{{name}}}", "0")
-    return path.replace("{model:path}", "x").replace("{rest:path}", "x")
+    for name in ("model", "rest", "receipt_id"):
+        path = path.replace(f"{{{name}:path}}", "x")
+    return path
 
 
 def test_there_is_no_other_route(shared: Running) -> None:

@@ -106,7 +106,7 @@ def test_a_content_type_with_parameters_is_fine(shared: Running) -> None:
         ({"tools": [{"type": "file_search"}]}, 400, "tools.0.vector_store_ids"),
         ({"rag": True}, 400, "rag"),
         ({"rag": {"top_k": 5}}, 400, "rag.top_k"),
-        ({"rag": {"dry_run": True}}, 400, "rag.dry_run"),
+        ({"rag": {"dry_run": "yes"}}, 400, "rag.dry_run"),
         ({"rag": {"filters": {}}}, 400, "rag.filters"),
         ({"rag": {"max_num_results": 51}}, 400, "rag.max_num_results"),
         ({"rag": {"vector_store_ids": ["nope"]}}, 404, "rag.vector_store_ids"),

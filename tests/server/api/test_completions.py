@@ -222,7 +222,7 @@ def test_on_empty_refuse(served: Running, streamed: bool) -> None:
         ({"prompt_embeds": "AAAA"}, "prompt_embeds"),
         ({"prompt": [QUESTION, TEA], "rag": {"on_empty": "refuse"}}, "rag.on_empty"),
         ({"rag": {"sticky": True}}, "rag.sticky"),
-        ({"rag": {"dry_run": True}}, "rag.dry_run"),
+        ({"rag": {"dry_run": 1}}, "rag.dry_run"),
         ({"rag": {"filters": {"type": "eq"}}}, "rag.filters"),
         ({"rag": {"surprise": 1}}, "rag.surprise"),
         ({"prompt": {"a": 1}, "model": "scripted"}, "prompt"),

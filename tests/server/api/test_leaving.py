@@ -50,12 +50,13 @@ def send(running: Running, path: str, payload: dict[str, Any]) -> Iterator[socke
         yield sock
 
 
-def read_until(sock: socket.socket, text: bytes) -> None:
+def read_until(sock: socket.socket, text: bytes) -> bytes:
     seen = b""
     while text not in seen:
         more = sock.recv(65536)
         assert more, seen
         seen += more
+    return seen
 
 
 def check_freed(running: Running, grounded: str, *, engine: bool) -> None:

@@ -140,7 +140,7 @@ def test_models(shared: Running) -> None:
     [
         ({"model": "llama-9"}, openai.NotFoundError),
         ({"model": "scripted@nope"}, openai.NotFoundError),
-        ({"extra_body": {"rag": {"dry_run": True}}}, openai.BadRequestError),
+        ({"extra_body": {"rag": {"filters": {}}}}, openai.BadRequestError),
         ({"messages": []}, openai.BadRequestError),
     ],
 )
