@@ -21,7 +21,7 @@ Check = Callable[[], None]
 #: How often the work's surroundings are looked at.
 LOOK_SECONDS = 0.05
 #: How long work that was given up may take to notice. It then goes on in a thread that ends with the process.
-GIVE_UP_SECONDS = 10.0
+GIVE_UP_SECONDS = 20.0
 
 
 class GivenUp(Exception):

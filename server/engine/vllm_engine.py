@@ -71,10 +71,11 @@ OUR_FLAGS = {
     "uds": "--host and --port",
     "middleware": "a proxy",
 }
-#: What loading a model imports, in pieces that take a few seconds each.
+#: What loading a model imports, in pieces. vLLM itself comes first: it sets variables that torch reads when imported.
 ENGINE_MODULES = (
-    "torch",
+    "vllm",
     "transformers",
+    "vllm.config",
     "vllm.engine.arg_utils",
     "vllm.entrypoints.launchers.cli_args",
     "vllm.v1.engine.async_llm",
