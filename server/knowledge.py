@@ -52,8 +52,8 @@ class Storage:
     catalog: Catalog
     vectors: VectorStore
     lexical: LexicalIndex
-    following: Following | None
     secret: bytes
+    following: Following | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ async def open_storage(
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None
         secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
-        yield Storage(version, catalog, chroma.store, LexicalIndex(root), following, secret)
+        yield Storage(version, catalog, chroma.store, LexicalIndex(root), secret, following)
 
 
 @asynccontextmanager
