@@ -44,9 +44,11 @@ def test_the_gates_at_default_settings(name: str) -> None:
 
 
 def test_first_questions_lose_nothing() -> None:
-    # In int8 a vector depends in its last digits on who shares its batch, and so on the moment.
-    exact = ("--query-precision", "f32")
+    # Two runs of the same differ by a question or two of 1,190: Chroma's graph is built anew in each, and in int8 a
+    # vector depends in its last digits on who shares its batch. That the queries are the same is `test_queries`'.
     alone = measured(
-        "xquad_en_wiki", *exact, "--followup-dense-weight", "0", "--followup-lexical-weight", "0"
-    )
-    assert measured("xquad_en_wiki", *exact)["hybrid"] == alone["hybrid"]
+        "xquad_en_wiki", "--followup-dense-weight", "0", "--followup-lexical-weight", "0"
+    )["hybrid"]
+    with_turns = measured("xquad_en_wiki")["hybrid"]
+    for metric in ("recall@1", "recall@4", "recall@10", "ndcg@10", "mrr@10"):
+        assert with_turns[metric] == pytest.approx(alone[metric], abs=0.003), metric
