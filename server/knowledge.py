@@ -15,6 +15,7 @@ from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide, QuerySides
 from server.auth import Links, signing_key
+from server.beside import beside
 from server.catalog import Catalog, Store
 from server.checkup import Checkup
 from server.engine.base import Engine
@@ -128,15 +129,11 @@ async def open_knowledge(
 ) -> AsyncIterator[Knowledge]:
     """All of it over an open storage; the stores are looked at, and followed, while it is open."""
     knowledge = knowledge_of(storage, indexes, parts)
-    beside = [knowledge.checkup.watch()]
+    works = [knowledge.checkup.watch()]
     if storage.following is not None:
-        beside.append(storage.following.watch())
-    tasks = [asyncio.ensure_future(work) for work in beside]
-    try:
+        works.append(storage.following.watch())
+    async with beside(*works):
         yield knowledge
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 @asynccontextmanager

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
@@ -15,6 +14,7 @@ from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
+from server.beside import beside
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
@@ -140,8 +140,9 @@ async def open_services(
             receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
         )
         if copies is not None:
-            _run(Replica(copies, handover, parts).watch(), stack)
-        _run(_watch(services), stack)
+            watching = beside(Replica(copies, handover, parts).watch())
+            await stack.enter_async_context(watching)
+        await stack.enter_async_context(beside(_watch(services)))
         metrics.observe_start(start.records)
         if settings.push_url is not None:
             # Named here and not when the settings were read: a process restored from a snapshot has another id.
@@ -185,17 +186,6 @@ async def _open_sides(settings: Settings, embedder: Embedder) -> AsyncIterator[Q
     finally:
         await sides.close()
         await batcher.close()
-
-
-def _run(work: Coroutine[Any, Any, None], stack: AsyncExitStack) -> None:
-    """Do `work` beside the requests, until `stack` is closed."""
-    task = asyncio.ensure_future(work)
-
-    async def end() -> None:
-        task.cancel()
-        await asyncio.wait([task])
-
-    stack.push_async_callback(end)
 
 
 def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -> Models:

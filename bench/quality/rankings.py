@@ -123,7 +123,9 @@ class Corpus:
     def lexical(self, keywords: Keywords) -> dict[str, list[Hit]]:
         """The best passages of each text by BM25, from an index that is made for it."""
         names = {passage.id: id_ for id_, passage in self.data.passages.items()}
-        with tempfile.TemporaryDirectory(prefix="groundwire-quality-") as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="groundwire-quality-", ignore_cleanup_errors=True
+        ) as folder:
             with LexicalWriter(Path(folder), STORE, keywords) as writer:
                 writer.add(list(self.data.passages.values()))
                 writer.commit()

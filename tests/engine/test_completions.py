@@ -69,20 +69,31 @@ def told(text: str) -> list[Any]:
     return [said[index] for index in sorted(said)] + rest
 
 
+#: A busy vLLM puts the tokens of one step and the next into one event; which ones is chance.
+ATTEMPTS = 4
+
+
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("feature", FEATURES)
 def test_off_is_bare_vllm(real: RealServer, feature: str, stream: bool) -> None:
     streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
     body = body_of(**FEATURES[feature], **streamed)
-    ours, theirs = post(real.url, body), post(real.bare_url, body)
-    assert theirs.status_code == ours.status_code == 200, ours.text
     same = told if stream and feature in SEVERAL else normal
+    for _ in range(ATTEMPTS):
+        ours, theirs = post(real.url, body), post(real.bare_url, body)
+        assert theirs.status_code == ours.status_code == 200, ours.text
+        if same(ours.text) == same(theirs.text):
+            break
     assert same(ours.text) == same(theirs.text)
     assert ours.headers["content-type"] == theirs.headers["content-type"]
     assert ours.headers["x-rag-status"] == "off"
-    renamed = post(real.url, {**body, "model": "gpt-4o-mini"}).text
-    assert f'"model":"{MODEL}"' not in renamed
-    assert same(renamed.replace('"gpt-4o-mini"', f'"{MODEL}"')) == same(theirs.text)
+    for _ in range(ATTEMPTS):
+        renamed = post(real.url, {**body, "model": "gpt-4o-mini"}).text
+        assert f'"model":"{MODEL}"' not in renamed
+        again = same(renamed.replace('"gpt-4o-mini"', f'"{MODEL}"'))
+        if again == same(theirs.text):
+            break
+    assert again == same(theirs.text)
 
 
 @pytest.mark.parametrize(
