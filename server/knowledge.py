@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
@@ -54,6 +55,7 @@ class Storage:
     lexical: LexicalIndex
     following: Following | None
     secret: bytes
+    data_dir: Path
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Knowledge:
     grounding: Grounding
     links: Links
     checkup: Checkup
+    data_dir: Path
 
 
 @asynccontextmanager
@@ -89,7 +92,9 @@ async def open_storage(
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None
         secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
-        yield Storage(version, catalog, chroma.store, LexicalIndex(root), following, secret)
+        yield Storage(
+            version, catalog, chroma.store, LexicalIndex(root), following, secret, settings.data_dir
+        )
 
 
 @asynccontextmanager
@@ -180,6 +185,7 @@ def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
         ),
         links=Links(storage.secret, signed=bool(settings.api_keys)),
         checkup=Checkup(storage.catalog, storage.lexical, own.name, indexes.check),
+        data_dir=storage.data_dir,
     )
 
 

@@ -193,7 +193,17 @@ class Settings(BaseSettings):
         30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."
     )
 
-    # Where metrics are pushed to
+    # What metrics show, and where they are pushed to
+    metrics_stores: int = Field(
+        20,
+        ge=0,
+        description="Stores that have a label of their own in `/metrics`, the first by name.",
+    )
+    metrics_tenants: int = Field(
+        0,
+        ge=0,
+        description="Tenants whose requests are counted in `/metrics`, the first by name; 0: tenants are not shown.",
+    )
     push_url: SecretStr | None = Field(
         None,
         description="Prometheus Pushgateway that metrics are pushed to; with a user and password, by basic auth.",

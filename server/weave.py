@@ -16,6 +16,9 @@ DONE = b"data: [DONE]\n\n"
 ERROR = b'data: {"error"'
 HEAD_END = b',"choices":'
 
+#: What stands in an event of the engine's that holds no token: roles, usage, an empty end.
+NO_TOKEN = (b'"role"', b'"choices":[]', b'"choices": []', b'"delta":{}', b'"delta": {}')
+
 
 def event(payload: Mapping[str, Any]) -> bytes:
     """One server-sent event, with the blank line that ends it."""
@@ -34,6 +37,12 @@ def error_event(raw: bytes) -> bytes:
         return event({"error": {**known, "type": "invalid_request_error", "code": None}})
     code = code if isinstance(code, str) else "engine_error"
     return event({"error": {**known, "type": "server_error", "code": code}})
+
+
+def has_token(raw: bytes) -> bool:
+    """Whether an event of the engine's brings something that it generated; not for errors."""
+    # Quotes within a text are escaped, so that no text looks like one of these.
+    return raw != DONE and not any(mark in raw for mark in NO_TOKEN)
 
 
 def is_refusal(raw: bytes) -> bool:

@@ -10,7 +10,8 @@ from retrieval.trace import STAGES
 from server.engine.base import EngineTimings
 from server.receipts import Receipt
 from server.start import StepRecord
-from server.telemetry.metrics import Metrics, exposition, new_registry
+from server.telemetry.exposition import exposition
+from server.telemetry.metrics import Metrics, new_registry
 from server.telemetry.recorder import Recording
 
 TIMINGS = EngineTimings(0.1, 0.2, 0.3, prompt_tokens=100, completion_tokens=7, cached_tokens=64)
@@ -36,16 +37,18 @@ def test_registries_are_apart() -> None:
 
 
 def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
-    names = {family.name for family in metrics.registry.collect()}
-    assert all(name.startswith("groundwire_") for name in names)
-    assert {name for name in names if "duration" in name or "time" in name} == {
-        "groundwire_stage_duration_seconds",
-        "groundwire_request_duration_seconds",
-        "groundwire_time_to_first_token_seconds",
-        "groundwire_admission_queue_duration_seconds",
-        "groundwire_start_step_duration_seconds",
-        "groundwire_start_duration_seconds",
+    names = {one.name for one in metrics.definitions}
+    assert {family.name for family in metrics.registry.collect()} == {
+        one.name.removesuffix("_total") for one in metrics.definitions
     }
+    assert all(name.startswith("groundwire_") for name in names)
+    for part in ("duration", "latency", "time_to", "timestamp", "_begin"):
+        timed = {name for name in names if part in name}
+        assert timed
+        assert all(name.endswith("_seconds") for name in timed), timed
+    assert all(
+        one.name.endswith("_total") == (one.kind == "counter") for one in metrics.definitions
+    )
 
 
 def test_a_start(metrics: Metrics) -> None:
@@ -60,7 +63,7 @@ def test_a_finished_request(metrics: Metrics) -> None:
     with recording.trace.stage("embed"):
         pass
     recording.grounded_in(receipt())
-    recording.first_token()
+    recording.token()
     recording.engine_finished(TIMINGS)
     recording.close("ok")
     recording.close("error")
@@ -100,7 +103,7 @@ def test_a_request_that_is_left(
     recording = Recording(metrics, "/r")
     recording.grounded_in(receipt())
     if has_token:
-        recording.first_token()
+        recording.token()
     recording.close("cancelled")
     seen = {
         (stage, outcome)
