@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
+from retrieval.pipeline import Retriever
 from retrieval.remember import CachedRetriever
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
@@ -21,7 +22,7 @@ from server.engine.base import Engine
 from server.following import Following
 from server.grounding import Grounding, GroundingSettings
 from server.plan import Defaults
-from server.retriever import Caches, cached_retriever, followup_weights
+from server.retriever import Caches, cached_retriever, followup_weights, uncached_retriever
 from server.settings import Settings
 from server.start import StartTrace
 from server.telemetry.metrics import Metrics
@@ -58,7 +59,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Everything of a request that depends on the index; a request has the same one from start to end."""
+    """Everything of a request that depends on the index; a request has the same one from start to end.
+
+    `uncached` is the `retriever` without its caches, for who must neither use nor fill them.
+    """
 
     version: int
     catalog: Catalog
@@ -66,6 +70,7 @@ class Knowledge:
     lexical: LexicalIndex
     indexes: Indexes
     retriever: CachedRetriever
+    uncached: Retriever
     grounding: Grounding
     links: Links
     checkup: Checkup
@@ -170,6 +175,14 @@ def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
         lexical=storage.lexical,
         indexes=indexes,
         retriever=retriever,
+        uncached=uncached_retriever(
+            settings,
+            own.queries,
+            storage.vectors,
+            storage.lexical,
+            parts.reranker,
+            elsewhere=indexes.dense,
+        ),
         grounding=Grounding(
             parts.engine,
             retriever,

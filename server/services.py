@@ -15,6 +15,7 @@ from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
+from server.canary import Canary, canary_settings
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
@@ -90,6 +91,7 @@ async def open_services(
     metrics = Metrics(new_registry())
     start = StartTrace() if start is None else start
     await asyncio.to_thread(check_embedder, settings)
+    probing = await asyncio.to_thread(canary_settings, settings)
     async with AsyncExitStack() as stack:
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
@@ -141,6 +143,8 @@ async def open_services(
         )
         if copies is not None:
             _run(Replica(copies, handover, parts).watch(), stack)
+        if probing is not None:
+            _run(Canary(handover, metrics, probing).watch(), stack)
         _run(_watch(services), stack)
         metrics.observe_start(start.records)
         if settings.push_url is not None:

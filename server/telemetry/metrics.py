@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,6 +34,8 @@ REQUEST_BUCKETS = (
 TTFT_BUCKETS = (
     0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
 )  # fmt: skip
+#: One search, uncached: some milliseconds, and what a slow Chroma makes of them.
+CANARY_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 #: The label `job` of everything that is pushed.
 JOB = "groundwire"
@@ -176,6 +178,54 @@ class Metrics:
             ("cache",),
             registry=registry,
         )
+
+        self.canary_recall = Gauge(
+            "groundwire_canary_recall",
+            "Share of the golden questions whose answer was among the first k passages, at the last run.",
+            ("store", "k"),
+            registry=registry,
+        )
+        self.canary_mrr = Gauge(
+            "groundwire_canary_mrr",
+            "Mean of 1 / rank of the first passage that answers a golden question, at the last run.",
+            ("store",),
+            registry=registry,
+        )
+        self.canary_questions = Gauge(
+            "groundwire_canary_questions",
+            "Golden questions by what came of them at the last run: found, missed, or gone from the store.",
+            ("store", "outcome"),
+            registry=registry,
+        )
+        self.canary_last_run = Gauge(
+            "groundwire_canary_last_run_timestamp_seconds",
+            "When the last run that could ask all questions ended, in Unix time.",
+            ("store",),
+            registry=registry,
+        )
+        self.canary_seconds = Histogram(
+            "groundwire_canary_duration_seconds",
+            "Time that the search for one golden question took, without caches.",
+            buckets=CANARY_BUCKETS,
+            registry=registry,
+        )
+        self.canary_runs = Counter(
+            "groundwire_canary_runs_total",
+            "Runs through the golden questions; error: one of them could not be asked.",
+            ("outcome",),
+            registry=registry,
+        )
+
+    def observe_canary(
+        self, store: str, recall: Mapping[int, float], mrr: float, outcomes: Mapping[str, int]
+    ) -> None:
+        """What a run that has just ended found."""
+        for k, share in recall.items():
+            self.canary_recall.labels(store, str(k)).set(share)
+        self.canary_mrr.labels(store).set(mrr)
+        for outcome, count in outcomes.items():
+            self.canary_questions.labels(store, outcome).set(count)
+        self.canary_last_run.labels(store).set_to_current_time()
 
     def observe_stages(self, records: Iterable[StageRecord]) -> None:
         for record in records:
