@@ -19,7 +19,7 @@ MOST_WORDS, FEWEST_WORDS = 7, 3
 SNIPPET_CHARACTERS = 120
 #: Lines of prose may be wrapped; a list, a table and a heading have a line for each of their parts.
 _SENTENCE = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\n\s*\n|\n(?=\s*[-*|#>])")
-_WORD = re.compile(r"[^\W_]{3,}")
+_WORD = re.compile(r"[^\W\d_]{3,}")
 
 
 def propose(passages: Sequence[Passage], count: int) -> list[GoldenQuestion]:
