@@ -11,6 +11,7 @@ from pathlib import Path
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
+from retrieval.pipeline import Retriever
 from retrieval.remember import CachedRetriever
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
@@ -22,7 +23,7 @@ from server.engine.base import Engine
 from server.following import Following
 from server.grounding import Grounding, GroundingSettings
 from server.plan import Defaults
-from server.retriever import Caches, cached_retriever, followup_weights
+from server.retriever import Caches, cached_retriever, followup_weights, uncached_retriever
 from server.settings import Settings
 from server.start import StartTrace
 from server.telemetry.metrics import Metrics
@@ -60,7 +61,10 @@ class Storage:
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Everything of a request that depends on the index; a request has the same one from start to end."""
+    """Everything of a request that depends on the index; a request has the same one from start to end.
+
+    `uncached` is the `retriever` without its caches, for who must neither use nor fill them.
+    """
 
     version: int
     catalog: Catalog
@@ -68,6 +72,7 @@ class Knowledge:
     lexical: LexicalIndex
     indexes: Indexes
     retriever: CachedRetriever
+    uncached: Retriever
     grounding: Grounding
     links: Links
     checkup: Checkup
@@ -175,6 +180,14 @@ def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
         lexical=storage.lexical,
         indexes=indexes,
         retriever=retriever,
+        uncached=uncached_retriever(
+            settings,
+            own.queries,
+            storage.vectors,
+            storage.lexical,
+            parts.reranker,
+            elsewhere=indexes.dense,
+        ),
         grounding=Grounding(
             parts.engine,
             retriever,

@@ -16,6 +16,7 @@ from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
+from server.canary import Canary, canary_settings
 from server.catalog import Catalog
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
@@ -95,6 +96,7 @@ async def open_services(
     metrics = Metrics(new_registry(), tenants=shown_tenants(settings))
     start = StartTrace() if start is None else start
     await asyncio.to_thread(check_embedder, settings)
+    probing = await asyncio.to_thread(canary_settings, settings)
     async with AsyncExitStack() as stack:
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
@@ -146,6 +148,8 @@ async def open_services(
         )
         if copies is not None:
             _run(Replica(copies, handover, parts).watch(), stack)
+        if probing is not None:
+            _run(Canary(handover, metrics, probing).watch(), stack)
         _run(_watch(services), stack)
         _run(Sampler(metrics, lambda: _sampled(handover), settings.metrics_stores).watch(), stack)
         metrics.observe_start(start.records)

@@ -215,6 +215,21 @@ class Settings(BaseSettings):
         description="Label `instance` of what is pushed, one for each replica. Default: host name and process id.",
     )
 
+    # The canary
+    canary_file: Path | None = Field(
+        None,
+        description="Golden file, whose questions are asked of the index again and again (see `docs/quality.md`).",
+    )
+    canary_store: str | None = Field(
+        None, description="Store (id or name) that they are asked of. Default: `default_store`."
+    )
+    canary_seconds: float = Field(
+        300.0, gt=0, description="How often they are asked; also after each ingest."
+    )
+    canary_min_recall: float | None = Field(
+        None, ge=0, le=1, description="Recall at 4 below which the log warns; default: none."
+    )
+
     # The engine
     profile: str | None = Field(
         None,
@@ -485,6 +500,8 @@ class Settings(BaseSettings):
         "reranker",
         "published_dir",
         "profile",
+        "canary_file",
+        "canary_store",
         mode="before",
     )
     @classmethod

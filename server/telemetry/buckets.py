@@ -70,6 +70,8 @@ COMPLETION_TOKENS: Buckets = (1, 4, 16, 32, 64, 128, 192, 256, 384, 512, 1024, 2
 SCORE: Buckets = (
     0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0,
 )  # fmt: skip
+#: One search, uncached: some milliseconds, and what a slow Chroma makes of them.
+CANARY: Buckets = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 #: A file is read and cut in milliseconds (a book in seconds), 32 chunks are embedded in 0.2 to 1 s.
 INGEST_STEP: Buckets = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from prometheus_client import CollectorRegistry
@@ -44,6 +44,7 @@ class Metrics:
         self._define_requests(make)
         self._define_retrieval(make)
         self._define_index(make)
+        self._define_canary(make)
         self._define_process(make)
         #: All of them, in the order of `docs/metrics.md`.
         self.definitions = tuple(make.definitions)
@@ -244,6 +245,40 @@ class Metrics:
             lambda: {(): float(self.ingest_running)},
         )
 
+    def _define_canary(self, make: Maker) -> None:
+        self.canary_recall = make.gauge(
+            "canary_recall",
+            "Share of the golden questions whose answer was among the first `k` passages, at the last run.",
+            "store",
+            "k",
+        )
+        self.canary_mrr = make.gauge(
+            "canary_mrr",
+            "Mean of 1 / rank of the first passage that answers a golden question, at the last run.",
+            "store",
+        )
+        self.canary_questions = make.gauge(
+            "canary_questions",
+            "Golden questions by what came of them at the last run: `found`, `missed`, or `gone` from the store.",
+            "store",
+            "outcome",
+        )
+        self.canary_last_run = make.gauge(
+            "canary_last_run_timestamp_seconds",
+            "When the last run that could ask all questions ended, in Unix seconds.",
+            "store",
+        )
+        self.canary_seconds = make.histogram(
+            "canary_duration_seconds",
+            "Seconds that the search for one golden question took, without caches.",
+            buckets.CANARY,
+        )
+        self.canary_runs = make.counter(
+            "canary_runs_total",
+            "Runs through the golden questions; `error`: one of them could not be asked.",
+            "outcome",
+        )
+
     def _define_process(self, make: Maker) -> None:
         self.start_step_seconds = make.gauge(
             "start_step_duration_seconds",
@@ -270,6 +305,17 @@ class Metrics:
             "chroma",
         )
         self.model_info = make.gauge("model_info", "1 for each model that is served.", "model")
+
+    def observe_canary(
+        self, store: str, recall: Mapping[int, float], mrr: float, outcomes: Mapping[str, int]
+    ) -> None:
+        """What a run of the canary that has just ended found."""
+        for k, share in recall.items():
+            self.canary_recall.labels(store, str(k)).set(share)
+        self.canary_mrr.labels(store).set(mrr)
+        for outcome, count in outcomes.items():
+            self.canary_questions.labels(store, outcome).set(count)
+        self.canary_last_run.labels(store).set_to_current_time()
 
     def observe_stages(
         self, records: Iterable[StageRecord], exemplar: dict[str, str] | None = None
