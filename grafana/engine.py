@@ -68,7 +68,7 @@ TIMES = Row(
             "lines", "First token", quantiles("vllm:time_to_first_token_seconds", MODEL), unit="s",
             shows="From the engine's first sight of a request to its first token: retrieval is not in it.",
             bad="The same as *Time to the first token* in *Overview*: all of the wait is the engine's.",
-            do="*Queue and prefill* says which part.",
+            do="*Queue, prefill, decode: means* says which part.",
         ),
         Panel(
             "lines", "Time between tokens", quantiles("vllm:inter_token_latency_seconds", MODEL), unit="s",

@@ -68,7 +68,7 @@ INGESTS = Row(
             "lines", "Running", [Query(series("groundwire_ingest_running"), "{{instance}}")],
             shows="1 while an ingest works.",
             bad="1 for hours (`GroundwireIngestStuck`): it hangs, or waits for a lock or the database.",
-            do="See *Steps*; end it with Ctrl-C and start it again, nothing is lost.",
+            do="See *Steps, p95*; end it with Ctrl-C and start it again, nothing is lost.",
         ),
         Panel(
             "lines", "Steps, p95",

@@ -143,7 +143,7 @@ TRAFFIC = Row(
             unit="reqps",
             shows="`ok`, `error`, `rejected` (the request was wrong), `cancelled` (the client left), `dry_run`.",
             bad="`error`: ours. Much `cancelled`: people give up, so look at the time to the first token.",
-            do="The log has a line for each error; *Clients that left* says where.",
+            do="The log has a line for each error; *Clients that left, streams cut short* says where.",
         ),
         Panel(
             "stack", "Requests by route", [Query(rate(f"{REQUESTS}_count", "route"), "{{route}}")], unit="reqps",

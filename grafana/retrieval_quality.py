@@ -13,8 +13,8 @@ NO_PLACE = "over_budget|no_room"
 SCORE = "groundwire_retrieval_score"
 EMBEDDER_CHANGED = (
     "If the embedder or the chunking was changed, `groundwire reindex`; if documents went away, "
+    "*Ingestion and index*."
 )
-"*Ingestion and index*."
 
 FOUND = Row(
     "Is anything found",
@@ -140,7 +140,7 @@ CANARY = Row(
     "Canary: golden questions asked of the index again and again, without the model",
     [
         Panel(
-            "lines", "Recall", [Query(series("groundwire_canary_recall"), "recall@{{k}} {{instance}}")],
+            "lines", "Recall", [Query(series("groundwire_canary_recall"), "{{store}} @{{k}} {{instance}}")],
             unit="percentunit",
             shows="The share of golden questions whose expected file or passage was among the first k. Needs "
             "`canary_file`.",
@@ -150,7 +150,7 @@ CANARY = Row(
             "file.",
         ),
         Panel(
-            "lines", "Mean reciprocal rank", [Query(series("groundwire_canary_mrr"), "{{instance}}")],
+            "lines", "Mean reciprocal rank", [Query(series("groundwire_canary_mrr"), "{{store}} {{instance}}")],
             unit="percentunit",
             shows="1 where each expected passage comes first, 0.5 where second.",
             bad="Falls while recall stays: the right passage is found, below others. Near copies, or other weights.",
@@ -158,7 +158,7 @@ CANARY = Row(
         ),
         Panel(
             "lines", "Age of the last run",
-            [Query(f"time() - ({series('groundwire_canary_last_run_timestamp_seconds')} > 0)", "{{instance}}")], unit="s",
+            [Query(f"time() - {series('groundwire_canary_last_run_timestamp_seconds')}", "{{instance}}")], unit="s",
             shows="Seconds since the questions were last asked.",
             bad="Several times `canary_seconds`: it fails, or traffic leaves it no time (`GroundwireCanaryStale`).",
             do="See *Runs*, and the log.",
@@ -176,10 +176,10 @@ CANARY = Row(
             do="`/ready`, and the log.",
         ),
         Panel(
-            "lines", "Questions", [Query(series("groundwire_canary_questions"), "{{instance}}")],
-            shows="Golden questions of the last run.", bad="Few: one miss moves recall by much. Below about 20 it is "
-            "a coin.",
-            do="`groundwire canary init --questions N` proposes more.",
+            "stack", "Questions", [Query(f"max by (outcome) ({series('groundwire_canary_questions')})", "{{outcome}}")],
+            shows="Golden questions of the last run: `found`, `missed`, or `gone` (their file is not in the store).",
+            bad="`gone`: the golden file is older than the documents. Fewer than about 20: one miss moves recall much.",
+            do="Mend the golden file; `groundwire canary init --questions N` proposes more.",
         ),
     ],
 )  # fmt: skip
