@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
+from itertools import islice
 
 from prometheus_client import CollectorRegistry
 
@@ -23,6 +24,8 @@ from server.telemetry.ingests import FILE_OUTCOMES, RUN_OUTCOMES, IngestTotals
 PACKED = "packed"
 #: The label of what a bounded label has no room for.
 OTHER = "other"
+#: An upstream may serve hundreds.
+MAX_MODELS = 20
 
 
 class Metrics:
@@ -367,7 +370,7 @@ class Metrics:
 
     def tell_build(self, build: Build, models: Iterable[str]) -> None:
         self.build_info.labels(*astuple(build)).set(1)
-        for model in models:
+        for model in islice(models, MAX_MODELS):
             self.model_info.labels(model).set(1)
 
 
