@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import Retriever
-from retrieval.remember import CachedRetriever
+from retrieval.remember import CachedRetriever, Retrieves
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide, QuerySides
@@ -70,7 +69,7 @@ class Knowledge:
     lexical: LexicalIndex
     indexes: Indexes
     retriever: CachedRetriever
-    uncached: Retriever
+    uncached: Retrieves
     grounding: Grounding
     links: Links
     checkup: Checkup

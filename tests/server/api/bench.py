@@ -161,7 +161,7 @@ class Bench:
             Caches.of(settings, metrics),
             metrics,
         )
-        storage = Storage(0, open_.catalog, dense or open_.vectors, open_.lexical, b"secret")  # type: ignore[arg-type]
+        storage = Storage(0, open_.catalog, dense or open_.vectors, open_.lexical, None, b"secret")  # type: ignore[arg-type]
         knowledge = knowledge_of(storage, open_.indexes, parts)
         made = replace(
             base,
