@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Literal
 
 from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import Retriever
 from retrieval.quality import DEPTH, RECALL_RANKS, score
+from retrieval.remember import Retrieves
 from retrieval.trace import Trace
 from retrieval.types import Query
 from server.catalog import LOCAL_TENANT, Catalog, CatalogError, Store, StoreNotFound
@@ -87,7 +87,7 @@ def report_of(answers: Sequence[Answer]) -> Report:
 class Probe:
     """What questions to one store are asked through: a retriever without caches, with the bounds of requests."""
 
-    retriever: Retriever
+    retriever: Retrieves
     lexical: LexicalIndex
     index_name: str
     min_similarity: float

@@ -11,8 +11,7 @@ from pathlib import Path
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
-from retrieval.pipeline import Retriever
-from retrieval.remember import CachedRetriever
+from retrieval.remember import CachedRetriever, Retrieves
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide, QuerySides
@@ -72,7 +71,7 @@ class Knowledge:
     lexical: LexicalIndex
     indexes: Indexes
     retriever: CachedRetriever
-    uncached: Retriever
+    uncached: Retrieves
     grounding: Grounding
     links: Links
     checkup: Checkup

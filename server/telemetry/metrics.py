@@ -251,18 +251,19 @@ class Metrics:
     def _define_canary(self, make: Maker) -> None:
         self.canary_recall = make.gauge(
             "canary_recall",
-            "Share of the golden questions whose answer was among the first `k` passages, at the last run.",
+            "Share of the golden questions whose answer was among the first `k` (1, 4, 10) passages, at the last run.",
             "store",
             "k",
         )
         self.canary_mrr = make.gauge(
             "canary_mrr",
-            "Mean of 1 / rank of the first passage that answers a golden question, at the last run.",
+            "Mean of 1 / rank of the first passage that answers a golden question, 0 where none of the first ten does.",
             "store",
         )
         self.canary_questions = make.gauge(
             "canary_questions",
-            "Golden questions by what came of them at the last run: `found`, `missed`, or `gone` from the store.",
+            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not in the "
+            "store).",
             "store",
             "outcome",
         )
@@ -278,7 +279,7 @@ class Metrics:
         )
         self.canary_runs = make.counter(
             "canary_runs_total",
-            "Runs through the golden questions; `error`: one of them could not be asked.",
+            "Runs: `ok`, or `error` (a question could not be asked; the values of the run before stay).",
             "outcome",
         )
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +22,8 @@ from server.ingestion import IngestJob, ingest_paths, publish_paths
 from server.services import open_services
 from server.settings import Settings, SettingsError
 from server.telemetry.metrics import Metrics
-from tests.server.api.bench import DEADLINE_SECONDS, Bench, Running, write_documents
+from tests.retrieval.search.search_support import eventually
+from tests.server.api.bench import Bench, Running, write_documents
 
 LOANS = {"text": "How long may a loan last?", "file": "handbook.md", "heading": "Loans"}
 TEA = {"text": "How is Morva tea steeped?", "file": "tea.txt"}
@@ -121,11 +120,8 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
             bench, running, golden(tmp_path, LOANS, TEA), canary_store="watched", canary_min_recall=0.8
         )  # fmt: skip
         watched.look()
-        assert (watched.runs(), watched.recall("watched"), watched.recall("watched", 1)) == (
-            1,
-            1,
-            1,
-        )
+        assert watched.runs() == 1
+        assert [watched.recall("watched", k) for k in (1, 4, 10)] == [1, 1, 1]
         assert running.metric("canary_mrr", store="watched") == 1
         assert watched.questions("watched") == {"found": 2, "missed": 0, "gone": 0}
         last = running.metric("canary_last_run_timestamp_seconds", store="watched")
@@ -134,7 +130,7 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
         watched.look()
         watched.look()
         assert watched.runs() == 1
-        assert caplog.text == ""
+        assert "canary" not in caplog.text
 
         (folder / "tea.txt").unlink()
         ingest(bench, embedder, folder, "watched")
@@ -151,7 +147,7 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
         watched.clock.now += 301
         watched.look()
         assert watched.runs() == 3
-        assert caplog.text == ""  # it was said
+        assert "canary" not in caplog.text  # it was said
 
         # Nothing of all this was a request's, or changed anything for one.
         for cache in ("embedding", "retrieval", "conversation"):
@@ -159,7 +155,7 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
             for result in ("hit", "miss", "shared"):
                 assert running.metric("cache_requests_total", cache=cache, result=result) == 0
         assert running.metric("stage_duration_seconds_count", stage="search", outcome="ok") == 0
-        assert running.engine.seen.bodies == []
+        assert not running.engine.seen.bodies
 
         (folder / "tea.txt").write_text("Morva tea is steeped for twelve minutes.")
         ingest(bench, embedder, folder, "watched")
@@ -261,14 +257,9 @@ async def test_a_wrong_golden_file_stops_the_start(tmp_path: Path) -> None:
                 pass
 
 
-async def _until_recall_is(metrics: Metrics, wanted: float) -> None:
-    def recall() -> float | None:
-        labels = {"store": "docs", "k": "4"}
-        return metrics.registry.get_sample_value("groundwire_canary_recall", labels)
-
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while recall() != wanted:
-            await asyncio.sleep(0.01)
+def recall(metrics: Metrics) -> float | None:
+    labels = {"store": "docs", "k": "4"}
+    return metrics.registry.get_sample_value("groundwire_canary_recall", labels)
 
 
 @pytest.mark.anyio
@@ -284,8 +275,8 @@ async def test_a_server_asks_the_version_that_it_answers_from(
         canary_file=golden(tmp_path, LOANS, TEA), canary_store="docs", canary_seconds=0.05,
     )  # fmt: skip
     async with open_services(settings, engine=ScriptedEngine()) as services:
-        await _until_recall_is(services.metrics, 1.0)
+        await eventually(lambda: recall(services.metrics) == 1.0)
         (folder / "tea.txt").unlink()
         await publish_paths(job, embedder, published)
-        await _until_recall_is(services.metrics, 0.5)
+        await eventually(lambda: recall(services.metrics) == 0.5)
         assert services.handover.current.version == 2
