@@ -262,8 +262,8 @@ class Metrics:
         )
         self.canary_questions = make.gauge(
             "canary_questions",
-            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not in the "
-            "store).",
+            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not in "
+            "the store).",
             "store",
             "outcome",
         )

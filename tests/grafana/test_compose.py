@@ -42,9 +42,18 @@ def test_ports_are_open_on_loopback_alone() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ()))
 
 
-def test_the_server_s_variables_are_settings() -> None:
-    names = [name.removeprefix("GROUNDWIRE_").lower() for name in SERVICES["server"]["environment"]]
+def test_the_server_s_variables_are_settings_and_name_services() -> None:
+    given = SERVICES["server"]["environment"]
+    names = [
+        name.removeprefix("GROUNDWIRE_").lower() for name in given if name.startswith("GROUNDWIRE_")
+    ]
     assert set(names) <= set(Settings.model_fields)
+    collector = urlsplit(given["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    received = read("tempo.yml")["distributor"]["receivers"]["otlp"]["protocols"]["http"][
+        "endpoint"
+    ]
+    assert collector.hostname in SERVICES
+    assert str(collector.port) == received.rpartition(":")[2]
 
 
 def test_prometheus_reaches_the_server_with_its_key() -> None:
