@@ -178,7 +178,7 @@ TRAFFIC = Row(
             do="`request_timeout_seconds` and `max_stream_seconds` bound them.",
         ),
         Panel(
-            "stack", "Tokens a second", [Query(rate("groundwire_tokens_total", "kind"), "{{kind}}")],
+            "lines", "Tokens a second", [Query(rate("groundwire_tokens_total", "kind"), "{{kind}}")],
             shows="`prompt` (all), of it `context` (sources) and `cached` (known to the engine), and `completion`.",
             bad="`context` grows and answers do not get better: sources cost time for nothing.",
             do="Lower `top_k` or `max_context_tokens`; `sticky` lets conversations hit the engine's cache.",

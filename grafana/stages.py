@@ -89,7 +89,7 @@ WHERE = Row(
             do="Find its row below: each panel says what slow means there.",
         ),
         Panel(
-            "bars", "Mean of each stage, now", [Query(mean(STAGE, "stage"), "{{stage}}")], unit="s", width=8,
+            "bars", "Mean of each stage, now", [Query(f"sort_desc({mean(STAGE, 'stage')})", "{{stage}}")], unit="s", width=8,
             height=10,
             shows="Mean seconds of one run of the stage; only requests that had it count.",
             bad="Any but `prefill` and `decode` above 0.1 s; the log scale of the stages is milliseconds.",

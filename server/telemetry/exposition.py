@@ -18,9 +18,12 @@ from prometheus_client.exposition import (
     push_to_gateway,
 )
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.exposition import ALLOWUTF8
+from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 
 from server.telemetry.metrics import Metrics
 
+OPENMETRICS = "application/openmetrics-text"
 #: The label `job` of everything that is pushed.
 JOB = "groundwire"
 
@@ -41,8 +44,15 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
 
     vLLM registers its metrics in prometheus_client's default registry, in this process.
     """
+    both = _Both((registry, PROCESS_REGISTRY))
     encode, content_type = choose_encoder(accept)
-    return encode(_Both((registry, PROCESS_REGISTRY))), content_type
+    if content_type.startswith(OPENMETRICS):
+        # Its escaping by underscores also takes the colon, which is a legal one, out of `vllm:` names, so that a
+        # metric would be called by what the scraper reads (client_python issue 1177). Ours need no escaping.
+        return generate_openmetrics(
+            both, escaping=ALLOWUTF8
+        ), f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+    return encode(both), content_type
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,11 @@ class Metrics:
         self.definitions = tuple(make.definitions)
         for outcome in (PACKED, *DROP_REASONS):
             self.passages.labels(outcome)
+        # There from the start: a counter that begins at its first count has not increased by it.
+        for outcome in ("ok", "failed"):
+            self.index_handovers.labels(outcome)
+        for status in ("hit", "miss", "off", "degraded"):
+            self.retrievals.labels(status)
 
     def _define_requests(self, make: Maker) -> None:
         self.stage_seconds = make.split_histogram(
@@ -262,8 +267,8 @@ class Metrics:
         )
         self.canary_questions = make.gauge(
             "canary_questions",
-            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not in "
-            "the store).",
+            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not "
+            "in the store).",
             "store",
             "outcome",
         )
