@@ -2,8 +2,9 @@
 #
 #   make serve    set everything up and start the server on http://127.0.0.1:8000
 #   make test     the tests, with the real engine
-#   make debian   the tests beside servers that Debian's packages have: PostgreSQL, Prometheus Pushgateway
+#   make debian   the tests beside what Debian's packages have: PostgreSQL, Prometheus, its Pushgateway, Chromium
 #   make check    formatting, lint and types
+#   make dashboards   Grafana's JSON from grafana/*.py
 #   make bench    Groundwire beside bare vLLM (hours on two cores); writes docs/performance.md
 #   make soak     the slow tests, then the bench
 #   make pins     resolve requirements/*.txt again from pyproject.toml (needs a network)
@@ -14,7 +15,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := serve
-.PHONY: serve test debian check bench soak pins clean
+.PHONY: serve test debian check dashboards bench soak pins clean
 
 HOST ?= 127.0.0.1
 PORT ?= 8000
@@ -52,6 +53,9 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+dashboards: $(VENV)/.dev
+	@$(BIN)/python -m grafana
 
 bench: $(VENV)/.runtime
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retrieval.errors import DataDirectoryInUse, IndexMissing
 from retrieval.types import Hit, Passage
@@ -110,6 +110,22 @@ class LexicalIndex:
             passage = _decode(searcher.doc(address)["passage"][0])
             found[passage.id] = passage
         return {id_: found[id_] for id_ in wanted if id_ in found}
+
+    def containing(
+        self, store_id: str, words: str, field: Literal["text", "title"]
+    ) -> list[Passage]:
+        """Every passage with all of these words in its text, or in its title and file name; by place.
+
+        Words as in `search`; where none is left, every passage.
+        """
+        opened = self._open(store_id)
+        if opened is None or not opened.passages:
+            return []
+        searched = _words(words) if field == "title" else words
+        query = _all_of(opened.schema, field, _terms(opened.analyzer, _encodable(searched)))
+        hits = opened.searcher.search(query, opened.passages, count=False).hits
+        found = [_decode(opened.searcher.doc(address)["passage"][0]) for _, address in hits]
+        return sorted(found, key=lambda passage: passage.place)
 
     def is_quick(self, store_id: str, text: str, k: int) -> bool:
         """Whether to search for `text` and read `k` passages takes less than to hand it to a thread.
@@ -372,6 +388,13 @@ def _any_id(schema: tantivy.Schema, ids: Iterable[str]) -> tantivy.Query:
     return Query.boolean_query(
         [(Occur.Should, Query.term_query(schema, "id", id_, "basic")) for id_ in ids]
     )
+
+
+def _all_of(schema: tantivy.Schema, field: str, terms: Iterable[str]) -> tantivy.Query:
+    from tantivy import Occur, Query
+
+    clauses = [(Occur.Must, Query.term_query(schema, field, term, "basic")) for term in terms]
+    return Query.boolean_query(clauses) if clauses else Query.all_query()
 
 
 def _query(

@@ -214,14 +214,16 @@ class Answering:
     async def _watched(self, prepared: Prepared, events: Events) -> AsyncGenerator[bytes, None]:
         """The engine's events; notes the first token, turns a failure into the stream's last event."""
         recording = prepared.recording
+        # The tokens of several choices, or of an answer that is repeated, come together.
+        alone = choices_of(prepared.body) == 1 and "answer" not in recording.trace.cached
         try:
             async for raw in events:
                 if raw.startswith(weave.ERROR):
                     recording.failed("rejected" if weave.is_refusal(raw) else "error")
                     yield weave.error_event(raw)
                     return
-                if not (recording.has_token or recording.is_cut) and b'"role"' not in raw:
-                    recording.first_token()
+                if not recording.is_cut and weave.has_token(raw):
+                    recording.token(alone=alone)
                 if raw == weave.DONE:
                     # Before the client hears the end, so that what it reads next is already counted.
                     await self._finished(prepared)

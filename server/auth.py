@@ -49,6 +49,11 @@ class Keys:
     def __bool__(self) -> bool:
         return bool(self._tenants)
 
+    @property
+    def tenants(self) -> frozenset[str]:
+        """Whose keys they are."""
+        return frozenset(tenant for _, tenant in self._tenants)
+
     def caller(self, authorization: str | None) -> Caller:
         """The caller behind an `Authorization` header. Raises Unauthorized."""
         if not self._tenants:

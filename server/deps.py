@@ -71,6 +71,7 @@ async def admitted(
     """
     tokens = estimated_tokens(request.headers.get("content-length"))
     place = services.admission.enter(route, caller, tokens)
+    services.metrics.count_tenant(caller.tenant)
     try:
         if place.state == "waiting":
             await request.body()  # behind it comes the client's leaving

@@ -7,10 +7,11 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from retrieval.errors import RetrievalError
 from retrieval.lexical import LexicalIndex
-from retrieval.remember import CachedRetriever
+from retrieval.remember import CachedRetriever, Retrieves
 from retrieval.rerank import Reranker
 from retrieval.search import VectorStore, connect
 from server.adopted import Indexes, QuerySide, QuerySides
@@ -22,7 +23,7 @@ from server.engine.base import Engine
 from server.following import Following
 from server.grounding import Grounding, GroundingSettings
 from server.plan import Defaults
-from server.retriever import Caches, cached_retriever, followup_weights
+from server.retriever import Caches, cached_retriever, followup_weights, uncached_retriever
 from server.settings import Settings
 from server.start import StartTrace
 from server.telemetry.metrics import Metrics
@@ -54,12 +55,16 @@ class Storage:
     vectors: VectorStore
     lexical: LexicalIndex
     secret: bytes
+    data_dir: Path
     following: Following | None = None
 
 
 @dataclass(frozen=True)
 class Knowledge:
-    """Everything of a request that depends on the index; a request has the same one from start to end."""
+    """Everything of a request that depends on the index; a request has the same one from start to end.
+
+    `uncached` is the `retriever` without its caches, for who must neither use nor fill them.
+    """
 
     version: int
     catalog: Catalog
@@ -67,9 +72,11 @@ class Knowledge:
     lexical: LexicalIndex
     indexes: Indexes
     retriever: CachedRetriever
+    uncached: Retrieves
     grounding: Grounding
     links: Links
     checkup: Checkup
+    data_dir: Path
 
 
 @asynccontextmanager
@@ -90,7 +97,9 @@ async def open_storage(
         root = settings.data_dir / "lexical"
         following = Following(catalog, root) if catalog.shared else None
         secret = signing_key(settings.data_dir / "secret", settings.signing_secret)
-        yield Storage(version, catalog, chroma.store, LexicalIndex(root), secret, following)
+        yield Storage(
+            version, catalog, chroma.store, LexicalIndex(root), secret, settings.data_dir, following
+        )
 
 
 @asynccontextmanager
@@ -167,6 +176,14 @@ def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
         lexical=storage.lexical,
         indexes=indexes,
         retriever=retriever,
+        uncached=uncached_retriever(
+            settings,
+            own.queries,
+            storage.vectors,
+            storage.lexical,
+            parts.reranker,
+            elsewhere=indexes.dense,
+        ),
         grounding=Grounding(
             parts.engine,
             retriever,
@@ -177,6 +194,7 @@ def knowledge_of(storage: Storage, indexes: Indexes, parts: Parts) -> Knowledge:
         ),
         links=Links(storage.secret, signed=bool(settings.api_keys)),
         checkup=Checkup(storage.catalog, storage.lexical, own.name, indexes.check),
+        data_dir=storage.data_dir,
     )
 
 

@@ -12,6 +12,10 @@ from retrieval.types import Candidate, Drop, Passage
 from server.routing import Route
 
 Status = Literal["hit", "miss", "off", "degraded"]
+#: Why a candidate may not be in the prompt: what `Drop.reason` can be, here and in `retrieval.pack`.
+DROP_REASONS = (
+    "below_similarity", "below_threshold", "duplicate", "over_limit", "over_budget", "no_room", "not_considered",
+)  # fmt: skip
 #: Node's HTTP client refuses more than 16 KB of headers; ours stay far below (WIRE section 4).
 MAX_HEADER_SOURCES = 20
 MAX_HEADER_BYTES = 2048

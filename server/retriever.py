@@ -115,6 +115,29 @@ class VersionedStamps:
         return None if stamp is None else (self.version, stamp)
 
 
+def uncached_retriever(
+    settings: Settings,
+    embedder: QueryEmbedder,
+    dense: DenseSearch,
+    lexical: LexicalIndex,
+    reranker: Reranker | None = None,
+    *,
+    known_vector: Callable[[str], Vectors | None] = lambda _: None,
+    elsewhere: Callable[[str], Dense | None] = lambda _: None,
+) -> Retriever:
+    """The retriever as the settings say it is; `known_vector` and `elsewhere` as in `Retriever`."""
+    return Retriever(
+        embedder,
+        dense,
+        lexical,
+        fusion_settings(settings),
+        reranker,
+        RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
+        known_vector=known_vector,
+        elsewhere=elsewhere,
+    )
+
+
 def cached_retriever(
     settings: Settings,
     caches: Caches,
@@ -136,13 +159,12 @@ def cached_retriever(
         other = CachedEmbedder(found.embedder, caches.vectors, found.key)
         return replace(found, embedder=other, known_vector=other.known)
 
-    retriever = Retriever(
+    retriever = uncached_retriever(
+        settings,
         remembering,
         dense,
         lexical,
-        fusion_settings(settings),
         reranker,
-        RerankSettings(settings.rerank_candidates, settings.rerank_timeout_seconds),
         known_vector=remembering.known,
         elsewhere=remembered,
     )

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
@@ -15,6 +16,8 @@ from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
 from server.beside import beside
+from server.canary import Canary, canary_settings
+from server.catalog import Catalog
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
@@ -29,8 +32,11 @@ from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
 from server.settings import Settings, SettingsError
 from server.start import StartTrace
-from server.telemetry.metrics import CacheCounts, Gateway, Metrics, new_registry
+from server.telemetry.build import build_of
+from server.telemetry.exposition import Gateway
+from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 from server.telemetry.push import own_instance, pushing
+from server.telemetry.sampling import Sampler
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
@@ -87,9 +93,10 @@ async def open_services(
     is a mounted volume; `start` times the steps. Raises whatever a part raises; what was opened is closed again,
     and an engine that still loads is given up.
     """
-    metrics = Metrics(new_registry())
+    metrics = Metrics(new_registry(), tenants=shown_tenants(settings))
     start = StartTrace() if start is None else start
     await asyncio.to_thread(check_embedder, settings)
+    probing = await asyncio.to_thread(canary_settings, settings)
     async with AsyncExitStack() as stack:
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
@@ -139,11 +146,16 @@ async def open_services(
             keys=Keys(settings.api_keys, storage.secret),
             receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
         )
+        works = [_watch(services)]
         if copies is not None:
-            watching = beside(Replica(copies, handover, parts).watch())
-            await stack.enter_async_context(watching)
-        await stack.enter_async_context(beside(_watch(services)))
+            works.append(Replica(copies, handover, parts).watch())
+        if probing is not None:
+            works.append(Canary(handover, metrics, probing).watch())
+        sampler = Sampler(metrics, lambda: _sampled(handover), settings.metrics_stores)
+        works.append(sampler.watch())
+        await stack.enter_async_context(beside(*works))
         metrics.observe_start(start.records)
+        metrics.tell_build(build_of(settings, embedder.name), models.chat)
         if settings.push_url is not None:
             # Named here and not when the settings were read: a process restored from a snapshot has another id.
             instance = settings.push_instance or own_instance()
@@ -204,6 +216,16 @@ def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -
             f"routing: an engine serves a model named {AUTO!r}, which routing needs"
         )
     return Models(chat, embedder, settings.model_aliases, rule)
+
+
+def shown_tenants(settings: Settings) -> list[str]:
+    """The tenants that have a label of their own in the metrics: the first by name."""
+    return sorted(Keys(settings.api_keys, b"").tenants)[: settings.metrics_tenants]
+
+
+def _sampled(handover: Handover) -> tuple[Catalog, Path]:
+    knowledge = handover.current
+    return knowledge.catalog, knowledge.data_dir
 
 
 async def _watch(services: Services) -> None:

@@ -193,7 +193,17 @@ class Settings(BaseSettings):
         30.0, ge=0, description="How long requests in flight may take to finish after SIGTERM."
     )
 
-    # Where metrics are pushed to
+    # What metrics show, and where they are pushed to
+    metrics_stores: int = Field(
+        20,
+        ge=0,
+        description="Stores that have a label of their own in `/metrics`, the first by name.",
+    )
+    metrics_tenants: int = Field(
+        0,
+        ge=0,
+        description="Tenants whose requests are counted in `/metrics`, the first by name; 0: tenants are not shown.",
+    )
     push_url: SecretStr | None = Field(
         None,
         description="Prometheus Pushgateway that metrics are pushed to; with a user and password, by basic auth.",
@@ -203,6 +213,21 @@ class Settings(BaseSettings):
         None,
         min_length=1,
         description="Label `instance` of what is pushed, one for each replica. Default: host name and process id.",
+    )
+
+    # The canary
+    canary_file: Path | None = Field(
+        None,
+        description="Golden file, whose questions are asked of the index again and again (see `docs/quality.md`).",
+    )
+    canary_store: str | None = Field(
+        None, description="Store (id or name) that they are asked of. Default: `default_store`."
+    )
+    canary_seconds: float = Field(
+        300.0, gt=0, description="How often they are asked; also after each ingest."
+    )
+    canary_min_recall: float | None = Field(
+        None, ge=0, le=1, description="Recall at 4 below which the log warns; default: none."
     )
 
     # The engine
@@ -475,6 +500,8 @@ class Settings(BaseSettings):
         "reranker",
         "published_dir",
         "profile",
+        "canary_file",
+        "canary_store",
         mode="before",
     )
     @classmethod

@@ -36,6 +36,12 @@ def error_event(raw: bytes) -> bytes:
     return event({"error": {**known, "type": "server_error", "code": code}})
 
 
+def has_token(raw: bytes) -> bool:
+    """Whether an event of the engine's brings something that it generated; not for errors."""
+    # For each token, so without parsing. Quotes within a text are escaped: no text looks like one of these.
+    return not (b'"role"' in raw or b'"choices":[]' in raw or b'"delta":{}' in raw or raw == DONE)
+
+
 def is_refusal(raw: bytes) -> bool:
     """Whether an engine's error event says that the request was wrong: its numeric `code` is the status."""
     code = orjson.loads(raw.removeprefix(DATA))["error"].get("code")

@@ -9,7 +9,12 @@ from hypothesis import settings
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-pytest_plugins = ["tests.engine.real", "tests.server.api.bench", "tests.debian.servers"]
+pytest_plugins = [
+    "tests.engine.real",
+    "tests.server.api.bench",
+    "tests.debian.servers",
+    "tests.debian.observed",
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,6 +22,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--regenerate-golden",
         action="store_true",
         help="write tests/golden anew from what is served",
+    )
+    parser.addoption(
+        "--pictures",
+        action="store_true",
+        help="keep the pictures that the Prometheus suite draws in docs/dashboards",
     )
     parser.addoption(
         "--soak-seconds",

@@ -23,7 +23,10 @@ OWNERS = {
     "chromadb": "retrieval.search.chroma",
     "chromadb_rust_bindings": "retrieval.search.launch",
     "tantivy": "retrieval.lexical",
-    "prometheus_client": "server.telemetry.metrics",
+    # What is counted, what the library has no class for, and the page.
+    "prometheus_client": (
+        "server.telemetry.metrics server.telemetry.collectors server.telemetry.exposition"
+    ),
     "modal": "modal_deploy",
     # One file for each kind of model that we take from it.
     "sentence_transformers": "retrieval.embed.torch_embedder retrieval.rerank.cross_encoder",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from anyio import to_thread
 
 from retrieval.embed.base import Embedder
+from retrieval.ingest.steps import Steps
 from retrieval.lexical import LexicalWriter
 from retrieval.search import VectorRow, VectorStore
 from retrieval.types import HASH_DIGITS, Passage, passage_id
@@ -41,15 +42,21 @@ class IndexedFile:
 
 
 class IndexWriter:
-    """Writes one store through an open LexicalWriter; use it from one task."""
+    """Writes one store through an open LexicalWriter; use it from one task. `steps` times what it does."""
 
     def __init__(
-        self, store_id: str, embedder: Embedder, vectors: VectorStore, lexical: LexicalWriter
+        self,
+        store_id: str,
+        embedder: Embedder,
+        vectors: VectorStore,
+        lexical: LexicalWriter,
+        steps: Steps | None = None,
     ) -> None:
         self._store_id = store_id
         self._embedder = embedder
         self._vectors = vectors
         self._lexical = lexical
+        self._steps = steps or Steps()
 
     async def write(self, files: Sequence[IndexedFile], on_embedded: Callable[[int], None]) -> None:
         """Index file versions in place of whatever the store had of these files.
@@ -59,14 +66,17 @@ class IndexWriter:
         """
         for batch in _batches([passage for file in files for passage in file.passages]):
             texts = [passage.text for passage in batch]
-            embedded = await to_thread.run_sync(self._embedder.embed_passages, texts)
+            with self._steps.step("embed"):
+                embedded = await to_thread.run_sync(self._embedder.embed_passages, texts)
             rows = [
                 VectorRow(passage.id, passage.file_id, passage.content_hash, vector)
                 for passage, vector in zip(batch, embedded, strict=True)
             ]
-            await self._vectors.upsert(self._store_id, rows)
+            with self._steps.step("write"):
+                await self._vectors.upsert(self._store_id, rows)
             on_embedded(len(batch))
-        await to_thread.run_sync(self._switch, files)
+        with self._steps.step("commit"):
+            await to_thread.run_sync(self._switch, files)
         for file in files:
             if file.replaces:
                 await self._sweep(file)

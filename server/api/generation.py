@@ -49,7 +49,8 @@ async def generate(
     """The answer to a request, grounded in the store that it chooses."""
     route = generation.route
     # The wait for a place is part of it.
-    recording = Recording(services.metrics, route, generation.id_prefix)
+    trace_id = trace_id_of(request.headers.get("traceparent"))
+    recording = Recording(services.metrics, route, generation.id_prefix, trace_id=trace_id)
     until, ends_at = services.deadline(), services.stream_end()
     async with AsyncExitStack() as stack:
         with recording.closed_by_failure():
@@ -57,7 +58,7 @@ async def generate(
             prepared = await _prepare(
                 generation, request, services, knowledge, caller, recording, until
             )
-            asked = _asked(generation, request, request_id, prepared)
+            asked = _asked(generation, request_id, prepared)
             now = _accounts(asked, services, prepared)
             recording.on_close = services.receipts.begin(caller.tenant, asked, now)
             if prepared.plan.dry_run:
@@ -81,11 +82,11 @@ def _answer(answer: bytes | dict[str, Any], prepared: Prepared) -> Response:
     return Response(body, media_type="application/json", headers=headers)
 
 
-def _asked(generation: Generation, request: Request, request_id: str, prepared: Prepared) -> Asked:
+def _asked(generation: Generation, request_id: str, prepared: Prepared) -> Asked:
     return Asked(
         completion_id=prepared.completion_id,
         request_id=request_id,
-        trace_id=trace_id_of(request.headers.get("traceparent")),
+        trace_id=prepared.recording.trace_id,
         created=int(time.time()),
         endpoint=generation.route,
     )

@@ -13,7 +13,7 @@ from server.catalog import LOCAL_TENANT
 from server.deps import CallerDep, KnowledgeDep, ServicesDep
 from server.engine.base import Engine
 from server.openapi import document
-from server.telemetry.metrics import exposition
+from server.telemetry.exposition import exposition
 
 #: A part that has not answered by then is not ready.
 PROBE_SECONDS = 2.0
@@ -76,5 +76,7 @@ async def openapi(request: Request, _: CallerDep) -> JSONResponse:
 @router.get("/metrics")
 async def metrics(request: Request, services: ServicesDep, _: CallerDep) -> Response:
     """Prometheus metrics: `groundwire_*`, and the engine's own (`vllm:*`) on the same page."""
-    body, content_type = exposition(services.metrics.registry, request.headers.get("accept", ""))
+    accept = request.headers.get("accept", "")
+    # Some milliseconds that the streams should not wait for.
+    body, content_type = await asyncio.to_thread(exposition, services.metrics.registry, accept)
     return Response(body, headers={"content-type": content_type})

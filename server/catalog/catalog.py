@@ -24,6 +24,7 @@ from server.catalog.errors import (
 from server.catalog.reads import SharedReads
 from server.catalog.records import (
     Adopted,
+    FileCount,
     FileVersion,
     Membership,
     RebuiltFile,
@@ -198,6 +199,21 @@ class Catalog:
         async with self._read() as connection:
             count, chunks, usage = (await connection.execute(query)).one()
         return StoreTotals(files=count, passages=int(chunks), usage_bytes=int(usage))
+
+    async def file_counts(self) -> list[FileCount]:
+        """What the stores of all tenants hold, by status; an adopted or empty store has none."""
+        query = sa.select(
+            memberships.c.store_id,
+            memberships.c.status,
+            sa.func.count(),
+            sa.func.coalesce(sa.func.sum(memberships.c.chunks), 0),
+        ).group_by(memberships.c.store_id, memberships.c.status)
+        async with self._read() as connection:
+            found = await connection.execute(query)
+            return [
+                FileCount(store_id, status, count, int(chunks))
+                for store_id, status, count, chunks in found
+            ]
 
     async def delete_store(self, store_id: str) -> None:
         """Forget the store and every file that is in no other store. Raises StoreNotFound."""

@@ -95,6 +95,16 @@ class StoreTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class FileCount:
+    """How many of a store's files have one status, and how many passages they have together."""
+
+    store_id: str
+    status: Status
+    files: int
+    passages: int
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """A file as the user gave it; `content_hash` (SHA-256, hex) is the key of its bytes."""
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from server.cli import adopt, ingest, plan, reindex, search, serve, setup, smoke, stores
+from server.cli import adopt, canary, ingest, plan, reindex, search, serve, setup, smoke, stores
 from server.cli import eval as evaluate
 from server.cli.local import LOCAL_SETTINGS
 
-COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, plan, smoke, setup)
+COMMANDS = (serve, ingest, reindex, adopt, search, stores, evaluate, canary, plan, smoke, setup)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,5 +94,6 @@ HELP = {
     "port": "port to listen on; 0 picks a free one",
     "default_store": "store that grounds requests which choose none",
     "embedder": "embedding model",
+    "canary_file": "golden file: questions and what answers them",
     "published_dir": "answer from the published index in this directory",
 }

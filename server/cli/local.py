@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from retrieval.embed.base import Embedder
+    from retrieval.lexical import LexicalIndex
+    from retrieval.pipeline import Retriever
+    from retrieval.rerank import Reranker
+    from server.catalog import Store
     from server.settings import Settings
 
 
@@ -39,3 +46,52 @@ async def open_embedder(settings: Settings, *, quiet: bool) -> Embedder:
             print(step, file=sys.stderr)
 
     return await to_thread.run_sync(embedding.open_embedder, settings, say)
+
+
+@dataclass(frozen=True)
+class Searchable:
+    """A store of the data directory, and what searches it."""
+
+    store: Store
+    retriever: Retriever
+    lexical: LexicalIndex
+
+
+@asynccontextmanager
+async def open_searchable(
+    settings: Settings, ref: str, reranker: Reranker | None = None
+) -> AsyncIterator[Searchable]:
+    """The tenant `local`'s store with this id or name, with Chroma and embedder opened for it.
+
+    Raises CatalogError, RetrievalError, BundledModelError.
+    """
+    from retrieval.embed import QueryBatcher
+    from retrieval.lexical import LexicalIndex
+    from retrieval.search import connect
+    from server.adopted import Indexes, QuerySide, QuerySides
+    from server.catalog import LOCAL_TENANT, Catalog
+    from server.following import Following
+    from server.retriever import uncached_retriever
+
+    async with await Catalog.open(settings.resolved_catalog_url) as catalog:
+        store = await catalog.find_store(LOCAL_TENANT, ref)
+        embedder = await open_embedder(settings, quiet=True)
+        if store.embedder is not None and store.adopted is None:
+            await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
+        if catalog.shared:
+            await Following(catalog, settings.data_dir / "lexical").follow(store)
+    batcher = QueryBatcher(embedder)
+    sides = QuerySides(settings, QuerySide.of(embedder, batcher))
+    indexes = Indexes(sides)
+    try:
+        await indexes.ready(store)
+        async with connect(settings.data_dir, settings.chroma) as chroma:
+            lexical = LexicalIndex(settings.data_dir / "lexical")
+            retriever = uncached_retriever(
+                settings, batcher, chroma.store, lexical, reranker, elsewhere=indexes.dense
+            )
+            yield Searchable(store, retriever, lexical)
+    finally:
+        await indexes.close()
+        await sides.close()
+        await batcher.close()

@@ -11,7 +11,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from server.cli.local import clean, open_embedder
+from server.cli.local import clean, open_searchable
 
 if TYPE_CHECKING:
     from retrieval.trace import Trace
@@ -78,42 +78,14 @@ def _problem(question: str, ref: str, top_k: int) -> str | None:
 async def _search(
     question: str, ref: str, top_k: int, settings: Settings, trace: Trace
 ) -> tuple[Store, Retrieval]:
-    from retrieval.embed import QueryBatcher
-    from retrieval.lexical import LexicalIndex
-    from retrieval.pipeline import Retriever
-    from retrieval.search import connect
     from retrieval.trace import Trace
     from retrieval.types import Query
-    from server.adopted import Indexes, QuerySide, QuerySides
-    from server.catalog import LOCAL_TENANT, Catalog
-    from server.following import Following
-    from server.retriever import fusion_settings
 
-    async with await Catalog.open(settings.resolved_catalog_url) as catalog:
-        store = await catalog.find_store(LOCAL_TENANT, ref)
-        embedder = await open_embedder(settings, quiet=True)
-        if store.embedder is not None and store.adopted is None:
-            await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)
-        if catalog.shared:
-            await Following(catalog, settings.data_dir / "lexical").follow(store)
-    batcher = QueryBatcher(embedder)
-    sides = QuerySides(settings, QuerySide.of(embedder, batcher))
-    indexes = Indexes(sides)
-    try:
-        await indexes.ready(store)
-        async with connect(settings.data_dir, settings.chroma) as chroma:
-            lexical = LexicalIndex(settings.data_dir / "lexical")
-            retriever = Retriever(
-                batcher, chroma.store, lexical, fusion_settings(settings), elsewhere=indexes.dense
-            )
-            query = Query(question, (store.index_name,), top_k)
-            # The first query of a process pays for opening models and connections: a server does not.
-            await retriever.retrieve(query, Trace())
-            return store, await retriever.retrieve(query, trace)
-    finally:
-        await indexes.close()
-        await sides.close()
-        await batcher.close()
+    async with open_searchable(settings, ref) as opened:
+        query = Query(question, (opened.store.index_name,), top_k)
+        # The first query of a process pays for opening models and connections: a server does not.
+        await opened.retriever.retrieve(query, Trace())
+        return opened.store, await opened.retriever.retrieve(query, trace)
 
 
 def _as_json(

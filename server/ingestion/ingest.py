@@ -10,6 +10,7 @@ one stays searchable.
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 from anyio import to_thread
@@ -26,6 +27,7 @@ from server.ingestion.cut import Cutter
 from server.ingestion.lock import IngestError, catalog_claim, ingest_lock
 from server.ingestion.report import IngestEvent, IngestReport
 from server.ingestion.run import IngestJob, OnEvent, Run
+from server.ingestion.tally import Tally
 from server.ingestion.walk import walk
 
 
@@ -39,22 +41,32 @@ async def ingest_paths(
     name is ambiguous, another embedder made it), RetrievalError (Chroma is away), IngestBusy, and
     IngestError for an overlap that the chunks have no room for.
     """
-    started = time.perf_counter()
+    tally = Tally(on_event)
     cutter = Cutter(
         embedder,
         chunk_tokens=job.chunk_tokens,
         overlap_tokens=job.chunk_overlap_tokens,
         max_file_bytes=job.max_file_bytes,
+        steps=tally.steps,
     )
+    started = time.perf_counter()
+    async with ingest_lock(
+        job.data_dir / "ingest.lock", job.lock_timeout_seconds, partial(_waiting, on_event)
+    ):
+        with tally.kept_in(job.data_dir):
+            run, skipped = await _run(job, embedder, cutter, tally)
+    return run.report(skipped, time.perf_counter() - started)
 
-    def waiting(pid: str) -> None:
-        on_event(IngestEvent("waiting", detail=pid))
 
-    lock = ingest_lock(job.data_dir / "ingest.lock", job.lock_timeout_seconds, waiting)
+def _waiting(on_event: OnEvent, holder: str) -> None:
+    on_event(IngestEvent("waiting", detail=holder))
+
+
+async def _run(job: IngestJob, embedder: Embedder, cutter: Cutter, tally: Tally) -> tuple[Run, int]:
+    """The run, done, and how many files were of a type that cannot be read."""
     async with (
-        lock,
         await Catalog.open(job.catalog_url) as catalog,
-        catalog_claim(catalog, job.lock_timeout_seconds, waiting),
+        catalog_claim(catalog, job.lock_timeout_seconds, partial(_waiting, tally.hear)),
     ):
         store = await _store(catalog, job, embedder)
         found = await to_thread.run_sync(walk, job.paths, supported, [job.data_dir, *job.not_below])
@@ -66,11 +78,11 @@ async def ingest_paths(
             connect(job.data_dir, job.chroma) as chroma,
             open_writer(root, store.index_name) as lexical,
         ):
-            index = IndexWriter(store.index_name, embedder, chroma.store, lexical)
+            index = IndexWriter(store.index_name, embedder, chroma.store, lexical, tally.steps)
             damaged = await _damaged(store, catalog, chroma.store, LexicalIndex(root))
-            run = Run(job, store, catalog, index, cutter, on_event, reindex=damaged)
+            run = Run(job, store, catalog, index, cutter, tally.hear, reindex=damaged)
             await run.everything(found)
-    return run.report(found.skipped, time.perf_counter() - started)
+    return run, found.skipped
 
 
 async def _store(catalog: Catalog, job: IngestJob, embedder: Embedder) -> Store:

@@ -1,185 +1,338 @@
-"""Prometheus: what is counted, in which buckets. The one file that imports prometheus_client."""
+"""All of Groundwire's own metrics: what is counted, and under which labels."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from itertools import islice
 
-from prometheus_client import REGISTRY as PROCESS_REGISTRY
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import (
-    basic_auth_handler,
-    choose_encoder,
-    default_handler,
-    delete_from_gateway,
-    push_to_gateway,
-)
-from prometheus_client.metrics_core import Metric
+from prometheus_client import CollectorRegistry
 
 from retrieval.cache import OUTCOMES, Outcome
 from retrieval.trace import StageRecord
+from retrieval.types import Candidate
 from server.engine.base import EngineTimings
+from server.receipts import DROP_REASONS, Receipt
 from server.start import StepRecord
+from server.telemetry import buckets
+from server.telemetry.collectors import Maker
+from server.telemetry.index import NO_INDEX, IndexSizes
+from server.telemetry.ingests import FILE_OUTCOMES, RUN_OUTCOMES, IngestTotals
 
-#: From half a millisecond (pack, fuse) to two minutes (decode on a CPU): each doubling or so.
-STAGE_BUCKETS = (
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
-)  # fmt: skip
-REQUEST_BUCKETS = (
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 300.0,
-)  # fmt: skip
-TTFT_BUCKETS = (
-    0.01, 0.025, 0.05, 0.1, 0.15, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0,
-)  # fmt: skip
-
-#: The label `job` of everything that is pushed.
-JOB = "groundwire"
+#: What became of a candidate.
+PACKED = "packed"
+#: The label of what a bounded label has no room for.
+OTHER = "other"
+#: An upstream may serve hundreds.
+MAX_MODELS = 20
 
 
 class Metrics:
     """All of Groundwire's own metrics, in the registry that is passed in.
 
-    Never under the prefix `vllm:`: vLLM unregisters those at start.
+    Never under the prefix `vllm:`: vLLM unregisters those at start. `tenants` have a label of their own in
+    `tenant_requests`; where there are none, tenants are not counted. An exemplar is the W3C trace id of one
+    request of the bucket; only OpenMetrics shows it.
     """
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry, tenants: Collection[str] = ()) -> None:
         self.registry = registry
-        self.stage_seconds = Histogram(
-            "groundwire_stage_duration_seconds",
-            "Time spent in one stage of one request.",
-            ("stage", "outcome"),
-            buckets=STAGE_BUCKETS,
-            registry=registry,
+        self._tenants = frozenset(tenants)
+        #: What was last read of the ingests, which are processes of their own; whether one runs now.
+        self.ingests, self.ingest_running = IngestTotals(), False
+        #: What was last read of the stores.
+        self.index: IndexSizes = NO_INDEX
+        make = Maker(registry)
+        self._define_requests(make)
+        self._define_retrieval(make)
+        self._define_index(make)
+        self._define_canary(make)
+        self._define_process(make)
+        #: All of them, in the order of `docs/metrics.md`.
+        self.definitions = tuple(make.definitions)
+        for outcome in (PACKED, *DROP_REASONS):
+            self.passages.labels(outcome)
+        # There from the start: a counter that begins at its first count has not increased by it.
+        for outcome in ("ok", "failed"):
+            self.index_handovers.labels(outcome)
+        for status in ("hit", "miss", "off", "degraded"):
+            self.retrievals.labels(status)
+
+    def _define_requests(self, make: Maker) -> None:
+        self.stage_seconds = make.split_histogram(
+            "stage_duration_seconds",
+            "Seconds in one stage of one request; each stage has buckets of its own.",
+            buckets.STAGE,
+            "stage",
+            "outcome",
         )
-        self.request_seconds = Histogram(
-            "groundwire_request_duration_seconds",
-            "From the request's first byte in to the answer's last byte out.",
-            ("route", "outcome", "grounded"),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
+        self.request_seconds = make.histogram(
+            "request_duration_seconds",
+            "Seconds from the request's first byte in to the answer's last byte out.",
+            buckets.REQUEST,
+            "route",
+            "outcome",
+            "grounded",
         )
-        self.ttft_seconds = Histogram(
-            "groundwire_time_to_first_token_seconds",
-            "From the request's first byte in to the first generated token, retrieval included.",
-            ("grounded",),
-            buckets=TTFT_BUCKETS,
-            registry=registry,
+        self.ttft_seconds = make.histogram(
+            "time_to_first_token_seconds",
+            "Seconds from the request's first byte in to the first generated token of a stream, retrieval included.",
+            buckets.TTFT,
+            "grounded",
         )
-        self.in_flight = Gauge(
-            "groundwire_requests_in_flight",
-            "Requests being worked on.",
-            ("route",),
-            registry=registry,
+        self.inter_token_seconds = make.histogram(
+            "inter_token_latency_seconds",
+            "Seconds from one token of a stream to the next, as the engine hands them out and the client takes them; "
+            "not of requests for several choices.",
+            buckets.INTER_TOKEN,
+            "grounded",
         )
-        self.queue_length = Gauge(
-            "groundwire_admission_queue_length",
-            "Requests that wait for a place.",
-            registry=registry,
+        self.in_flight = make.gauge("requests_in_flight", "Requests being worked on.", "route")
+        self.rejected = make.counter(
+            "requests_rejected_total",
+            "Requests turned away before any work, by why: `auth`, `queue_full`, `queue_tokens`, `queue_timeout`, "
+            "`key_limit`, `key_share`, `draining`.",
+            "reason",
         )
-        self.queue_seconds = Histogram(
-            "groundwire_admission_queue_duration_seconds",
-            "Time that a request waited for a place, by what came of it.",
-            ("outcome",),
-            buckets=REQUEST_BUCKETS,
-            registry=registry,
+        self.aborted = make.counter(
+            "requests_aborted_total", "Requests whose client went away before the end.", "route"
         )
-        self.rejected = Counter(
-            "groundwire_requests_rejected_total",
-            "Requests turned away before any work, by reason.",
-            ("reason",),
-            registry=registry,
+        self.tenant_requests = make.counter(
+            "tenant_requests_total",
+            "Requests that were let in, by tenant: of the first `metrics_tenants` of them, and `other` for the rest.",
+            "tenant",
         )
-        self.aborted = Counter(
-            "groundwire_requests_aborted_total",
-            "Requests whose client went away before the end.",
-            ("route",),
-            registry=registry,
+        self.queue_length = make.gauge("admission_queue_length", "Requests that wait for a place.")
+        self.queue_seconds = make.histogram(
+            "admission_queue_duration_seconds",
+            "Seconds that a request waited for a place, by what came of it: `ok`, `timeout`, `cancelled`, `drained`.",
+            buckets.ADMISSION,
+            "outcome",
         )
-        self.cut_short = Counter(
-            "groundwire_streams_cut_short_total",
-            "Streams that were ended at max_stream_seconds, as at a token limit.",
-            ("route",),
-            registry=registry,
+        self.cut_short = make.counter(
+            "streams_cut_short_total",
+            "Streams that were ended at `max_stream_seconds`, as at a token limit; their outcome is `ok`.",
+            "route",
         )
-        self.tokens = Counter(
-            "groundwire_tokens_total",
-            "Tokens by kind: prompt (all), context (what the sources took of it), cached, completion.",
-            ("kind",),
-            registry=registry,
+        self.tokens = make.counter(
+            "tokens_total",
+            "Tokens by kind: `prompt` (all), `context` (what sources took of it), `cached`, `completion`.",
+            "kind",
         )
-        self.retrievals = Counter(
-            "groundwire_retrievals_total",
-            "Requests by what retrieval gave them.",
-            ("status",),
-            registry=registry,
+        self.prompt_tokens = make.histogram(
+            "prompt_tokens",
+            "Tokens of one request's prompt, sources included.",
+            buckets.PROMPT_TOKENS,
         )
-        self.routed = Counter(
-            "groundwire_routed_requests_total",
-            "Requests for the model auto, by the model that they went to and why.",
-            ("route", "reason"),
-            registry=registry,
+        self.completion_tokens = make.histogram(
+            "completion_tokens", "Tokens of one request's answer.", buckets.COMPLETION_TOKENS
         )
-        self.chroma_restarts = Counter(
-            "groundwire_chroma_restarts_total",
-            "How often the supervised Chroma child was started again.",
-            registry=registry,
-        )
-        self.start_step_seconds = Gauge(
-            "groundwire_start_step_duration_seconds",
-            "How long a step of this process's start took; some run beside others.",
-            ("step",),
-            registry=registry,
-        )
-        self.start_step_begin = Gauge(
-            "groundwire_start_step_begin_seconds",
-            "When a step of the start began, from the start's beginning.",
-            ("step",),
-            registry=registry,
-        )
-        self.start_seconds = Gauge(
-            "groundwire_start_duration_seconds",
-            "From the start's beginning until all parts could answer.",
-            registry=registry,
-        )
-        self.index_version = Gauge(
-            "groundwire_index_version",
-            "Published version of the index that new requests are answered from; 0: none was published.",
-            registry=registry,
-        )
-        self.index_handovers = Counter(
-            "groundwire_index_handovers_total",
-            "Newer versions of the index, taken over or failed to be.",
-            ("outcome",),
-            registry=registry,
-        )
-        self.cache_requests = Counter(
-            "groundwire_cache_requests_total",
-            "What was asked of a cache: hit, miss, or shared (waited for a miss of another request).",
-            ("cache", "result"),
-            registry=registry,
-        )
-        self.cache_evictions = Counter(
-            "groundwire_cache_evictions_total",
-            "Entries that made way for others before their time was over.",
-            ("cache",),
-            registry=registry,
-        )
-        self.cache_entries = Gauge(
-            "groundwire_cache_entries", "Entries of a cache.", ("cache",), registry=registry
-        )
-        self.cache_bytes = Gauge(
-            "groundwire_cache_size_bytes",
-            "Memory that a cache's entries take, about.",
-            ("cache",),
-            registry=registry,
+        self.routed = make.counter(
+            "routed_requests_total",
+            "Requests for the model `auto` by where they went, `small` or `large`, and why: `simple`; `tools`, "
+            "`structured`, `media`, `long_answer`, `many_turns`, `long_prompt`, `long_question`, `code`, `words`; "
+            "`requested`; `fallback` (the other one's engine did not answer).",
+            "route",
+            "reason",
         )
 
-    def observe_stages(self, records: Iterable[StageRecord]) -> None:
+    def _define_retrieval(self, make: Maker) -> None:
+        self.retrievals = make.counter(
+            "retrievals_total",
+            "Requests by what retrieval gave them: `hit`, `miss`, `off`, `degraded`.",
+            "status",
+        )
+        self.context_tokens = make.histogram(
+            "context_tokens",
+            "Prompt tokens that the sources of one grounded request took; requests without sources are not in it.",
+            buckets.CONTEXT_TOKENS,
+        )
+        self.passages = make.counter(
+            "passages_total",
+            "Candidates of retrieval by what became of them: `packed` into the prompt, or dropped: "
+            f"{', '.join(f'`{reason}`' for reason in DROP_REASONS)}.",
+            "outcome",
+        )
+        self.scores = make.histogram(
+            "retrieval_score",
+            "Best score of one search: `dense` (cosine), `fused` (0 to 1), `rerank` (where there is a reranker).",
+            buckets.SCORE,
+            "kind",
+        )
+        self.cache_requests = make.counter(
+            "cache_requests_total",
+            "What was asked of the cache `embedding`, `retrieval`, `conversation` (sources of earlier turns) or "
+            "`answer`: `hit`, `miss`, `shared` (waited for another request's miss).",
+            "cache",
+            "result",
+        )
+        self.cache_evictions = make.counter(
+            "cache_evictions_total",
+            "Entries that made way for others before their time was over.",
+            "cache",
+        )
+        self.cache_entries = make.gauge("cache_entries", "Entries of a cache.", "cache")
+        self.cache_bytes = make.gauge(
+            "cache_size_bytes", "Memory that a cache's entries take, about.", "cache"
+        )
+
+    def _define_index(self, make: Maker) -> None:
+        store = "of the first `metrics_stores` stores by name; `other` is the rest together"
+        make.elsewhere(
+            "index_passages",
+            "gauge",
+            f"Passages that searches see, {store}.",
+            lambda: {(name,): passages for name, passages in self.index.passages.items()},
+            "store",
+        )
+        make.elsewhere(
+            "index_files",
+            "gauge",
+            f"Files by state (`completed`, `in_progress`, `failed`, `cancelled`), {store}.",
+            lambda: self.index.files,
+            "store",
+            "state",
+        )
+        make.elsewhere(
+            "index_store_version",
+            "gauge",
+            "Version of a store's index, which moves with each write; of the first `metrics_stores` stores by name.",
+            lambda: {(name,): version for name, version in self.index.versions.items()},
+            "store",
+        )
+        self.index_version = make.gauge(
+            "index_version",
+            "Published version of the index that new requests are answered from; 0: none was published.",
+        )
+        self.index_handovers = make.counter(
+            "index_handovers_total",
+            "Newer versions that were taken over (`ok`), and tries that failed (`failed`): the version before goes "
+            "on, the log says why.",
+            "outcome",
+        )
+        self._define_ingests(make)
+        self.chroma_restarts = make.counter(
+            "chroma_restarts_total", "How often the supervised Chroma child was started again."
+        )
+
+    def _define_ingests(self, make: Maker) -> None:
+        make.elsewhere(
+            "ingest_runs_total",
+            "counter",
+            "Ingests into this data directory by how they ended: `ok`, `partial` (some files could not be read), "
+            "`failed`, `cancelled`.",
+            lambda: {(name,): self.ingests.runs.get(name, 0) for name in RUN_OUTCOMES},
+            "outcome",
+        )
+        make.elsewhere(
+            "ingest_files_total",
+            "counter",
+            "Files by what became of them: `added`, `replaced`, `unchanged`, `removed`, `failed`.",
+            lambda: {(name,): self.ingests.files.get(name, 0) for name in FILE_OUTCOMES},
+            "outcome",
+        )
+        make.elsewhere(
+            "ingest_step_duration_seconds",
+            "histogram",
+            "Seconds in one step of an ingest: `load` and `chunk` (one file), `embed` and `write` to Chroma (up to 32 "
+            "chunks), `commit` of the keyword index (some files).",
+            lambda: {(step,): taken for step, taken in self.ingests.steps.items()},
+            "step",
+        )
+        make.elsewhere(
+            "ingest_last_success_timestamp_seconds",
+            "gauge",
+            "When an ingest last came to its end (`ok` or `partial`), in Unix seconds; 0: never.",
+            lambda: {(): self.ingests.last_success},
+        )
+        make.elsewhere(
+            "ingest_running",
+            "gauge",
+            "1 while an ingest works in this data directory.",
+            lambda: {(): float(self.ingest_running)},
+        )
+
+    def _define_canary(self, make: Maker) -> None:
+        self.canary_recall = make.gauge(
+            "canary_recall",
+            "Share of the golden questions whose answer was among the first `k` (1, 4, 10) passages, at the last run.",
+            "store",
+            "k",
+        )
+        self.canary_mrr = make.gauge(
+            "canary_mrr",
+            "Mean of 1 / rank of the first passage that answers a golden question, 0 where none of the first ten does.",
+            "store",
+        )
+        self.canary_questions = make.gauge(
+            "canary_questions",
+            "Golden questions at the last run: `found` among the first ten, `missed`, `gone` (what they expect is not "
+            "in the store).",
+            "store",
+            "outcome",
+        )
+        self.canary_last_run = make.gauge(
+            "canary_last_run_timestamp_seconds",
+            "When the last run that could ask all questions ended, in Unix seconds.",
+            "store",
+        )
+        self.canary_seconds = make.histogram(
+            "canary_duration_seconds",
+            "Seconds that the search for one golden question took, without caches.",
+            buckets.CANARY,
+        )
+        self.canary_runs = make.counter(
+            "canary_runs_total",
+            "Runs: `ok`, or `error` (a question could not be asked; the values of the run before stay).",
+            "outcome",
+        )
+
+    def _define_process(self, make: Maker) -> None:
+        self.start_step_seconds = make.gauge(
+            "start_step_duration_seconds",
+            "Seconds that a step of this process's start took; some run beside others.",
+            "step",
+        )
+        self.start_step_begin = make.gauge(
+            "start_step_begin_seconds",
+            "When a step of the start began, in seconds after the process.",
+            "step",
+        )
+        self.start_seconds = make.gauge(
+            "start_duration_seconds",
+            "Seconds from the process's beginning until all parts could answer.",
+        )
+        self.build_info = make.gauge(
+            "build_info",
+            "1: the versions of Groundwire and of its engine's package, the embedder, and Chroma's version "
+            "(`external` where it is not ours).",
+            "version",
+            "engine",
+            "engine_version",
+            "embedder",
+            "chroma",
+        )
+        self.model_info = make.gauge("model_info", "1 for each model that is served.", "model")
+
+    def observe_canary(
+        self, store: str, recall: Mapping[int, float], mrr: float, outcomes: Mapping[str, int]
+    ) -> None:
+        """What a run of the canary that has just ended found."""
+        for k, share in recall.items():
+            self.canary_recall.labels(store, str(k)).set(share)
+        self.canary_mrr.labels(store).set(mrr)
+        for outcome, count in outcomes.items():
+            self.canary_questions.labels(store, outcome).set(count)
+        self.canary_last_run.labels(store).set_to_current_time()
+
+    def observe_stages(
+        self, records: Iterable[StageRecord], exemplar: dict[str, str] | None = None
+    ) -> None:
         for record in records:
-            self.stage_seconds.labels(record.stage, record.outcome).observe(record.duration_seconds)
+            self.stage_seconds.labels(record.stage, record.outcome).observe(
+                record.duration_seconds, exemplar
+            )
 
     def observe_start(self, records: Sequence[StepRecord]) -> None:
         for record in records:
@@ -189,10 +342,53 @@ class Metrics:
 
     def observe_tokens(self, timings: EngineTimings | None, context_tokens: int) -> None:
         self.tokens.labels("context").inc(context_tokens)
+        if context_tokens:
+            self.context_tokens.observe(context_tokens)
         if timings is not None:
             self.tokens.labels("prompt").inc(timings.prompt_tokens)
             self.tokens.labels("cached").inc(timings.cached_tokens)
             self.tokens.labels("completion").inc(timings.completion_tokens)
+            self.prompt_tokens.observe(timings.prompt_tokens)
+            self.completion_tokens.observe(timings.completion_tokens)
+
+    def observe_search(
+        self, best_similarity: float | None, candidates: Sequence[Candidate]
+    ) -> None:
+        """The best scores of one search, which may have found nothing."""
+        if best_similarity is not None:
+            self.scores.labels("dense").observe(best_similarity)
+        if candidates:
+            fused = max(each.scores.get("fuse", each.score) for each in candidates)
+            self.scores.labels("fused").observe(fused)
+            if "rerank" in candidates[0].scores:
+                self.scores.labels("rerank").observe(candidates[0].scores["rerank"])
+
+    def observe_packing(self, receipt: Receipt) -> None:
+        """What became of the candidates of a request."""
+        if receipt.shown:
+            self.passages.labels(PACKED).inc(len(receipt.shown))
+        for reason, drops in Counter(drop.reason for drop in receipt.dropped).items():
+            self.passages.labels(reason).inc(drops)
+
+    def count_tenant(self, tenant: str) -> None:
+        if self._tenants:
+            self.tenant_requests.labels(tenant if tenant in self._tenants else OTHER).inc()
+
+    def tell_build(self, build: Build, models: Iterable[str]) -> None:
+        self.build_info.labels(*astuple(build)).set(1)
+        for model in islice(models, MAX_MODELS):
+            self.model_info.labels(model).set(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What runs: the labels of `build_info`."""
+
+    version: str
+    engine: str
+    engine_version: str
+    embedder: str
+    chroma: str
 
 
 class CacheCounts:
@@ -219,69 +415,3 @@ class CacheCounts:
 
 def new_registry() -> CollectorRegistry:
     return CollectorRegistry()
-
-
-class _Both:
-    """Ours and the process's registry as one, so that one page holds `groundwire_*` and `vllm:*`."""
-
-    def __init__(self, registries: Iterable[CollectorRegistry]) -> None:
-        self._registries = tuple(registries)
-
-    def collect(self) -> Iterator[Metric]:
-        for registry in self._registries:
-            yield from registry.collect()
-
-
-def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
-    """The metrics page and its content type, as OpenMetrics where the scraper asks for it.
-
-    vLLM registers its metrics in prometheus_client's default registry, in this process.
-    """
-    encode, content_type = choose_encoder(accept)
-    return encode(_Both((registry, PROCESS_REGISTRY))), content_type
-
-
-@dataclass(frozen=True, slots=True)
-class Gateway:
-    """A Prometheus Pushgateway, and the group of metrics there that is this process's own.
-
-    `url` holds no password; `user` and `password` are sent as basic auth. Calls block, at most `timeout_seconds`
-    in each read and write, and raise OSError.
-    """
-
-    url: str
-    instance: str
-    user: str | None = None
-    password: str | None = field(default=None, repr=False)
-    timeout_seconds: float = 5.0
-
-    @classmethod
-    def parse(cls, url: str, instance: str) -> Gateway:
-        """The gateway at an http(s) URL, whose user and password are taken out of it."""
-        parts = urlsplit(url)
-        user, _, address = parts.netloc.rpartition("@")
-        name, _, password = user.partition(":")
-        bare = urlunsplit((parts.scheme, address, parts.path, "", "")).rstrip("/")
-        if not user:
-            return cls(bare, instance)
-        return cls(bare, instance, unquote(name), unquote(password))
-
-    def push(self, metrics: Metrics) -> None:
-        """Replace the group by what `/metrics` shows now."""
-        both: Any = _Both((metrics.registry, PROCESS_REGISTRY))
-        push_to_gateway(self.url, JOB, both, **self._how)
-
-    def delete(self) -> None:
-        """Take the group away."""
-        delete_from_gateway(self.url, JOB, **self._how)
-
-    @property
-    def _how(self) -> dict[str, Any]:
-        handler: Callable[..., Callable[[], None]] = default_handler
-        if self.user is not None:
-            handler = partial(basic_auth_handler, username=self.user, password=self.password)
-        return {
-            "grouping_key": {"instance": self.instance},
-            "timeout": self.timeout_seconds,
-            "handler": handler,
-        }

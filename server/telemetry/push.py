@@ -10,7 +10,8 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from server.telemetry.metrics import Gateway, Metrics
+from server.telemetry.exposition import Gateway
+from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 

@@ -24,11 +24,22 @@ DRY_RUN = "dry_run"
 
 
 class Recording:
-    """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
+    """Collects what is known of one request while it runs; `close(outcome)` observes it, once.
 
-    def __init__(self, metrics: Metrics, route: str, id_prefix: str = "chatcmpl") -> None:
+    `trace_id` is the W3C trace that it belongs to, in 32 hex digits; durations have it as their exemplar.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        route: str,
+        id_prefix: str = "chatcmpl",
+        *,
+        trace_id: str | None = None,
+    ) -> None:
         self._metrics = metrics
         self._route = route
+        self.trace_id = trace_id
         self.trace = Trace()
         #: Minted here: the client's own request id never becomes an id of ours.
         self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
@@ -41,6 +52,8 @@ class Recording:
         self._receipt: Receipt | None = None
         self._engine_from: float | None = None
         self._first_token: float | None = None
+        self._last_token = 0.0
+        self._between_tokens: Callable[[float], None] | None = None
         self._failed: str | None = None
         self._cut = False
 
@@ -51,20 +64,28 @@ class Recording:
         return replace(self._receipt, cached=tuple(dict.fromkeys(self.trace.cached)))
 
     @property
-    def has_token(self) -> bool:
-        return self._first_token is not None
-
-    @property
     def is_cut(self) -> bool:
         return self._cut
+
+    @property
+    def _grounded(self) -> str:
+        return "false" if self._receipt is None or self._receipt.status == "off" else "true"
 
     def grounded_in(self, receipt: Receipt) -> None:
         """Retrieval is over; what follows is the engine's."""
         self._receipt = receipt
         self._engine_from = self.trace.elapsed_seconds()
 
-    def first_token(self) -> None:
-        self._first_token = self.trace.elapsed_seconds()
+    def token(self, *, alone: bool = True) -> None:
+        """The engine has handed out a token of the stream; not `alone`: the next one may come with it."""
+        now = self.trace.elapsed_seconds()
+        if self._first_token is None:
+            self._first_token = now
+            # Looked up once: this runs for each token.
+            self._between_tokens = self._metrics.inter_token_seconds.labels(self._grounded).observe
+        elif alone and self._between_tokens is not None:
+            self._between_tokens(now - self._last_token)
+        self._last_token = now
 
     def failed(self, outcome: str) -> None:
         """The answer broke off after its first byte, where no status can say so any more."""
@@ -113,26 +134,33 @@ class Recording:
         self.outcome = outcome
         if self.timings is None and "answer" not in self.trace.cached:
             self._unfinished_stages(outcome)
-        grounded = "false" if self._receipt is None or self._receipt.status == "off" else "true"
         seconds = self.trace.elapsed_seconds()
-        metrics = self._metrics
-        metrics.request_seconds.labels(self._route, outcome, grounded).observe(seconds)
-        metrics.observe_stages(self.trace.records)
-        if self._first_token is not None:
-            metrics.ttft_seconds.labels(grounded).observe(self._first_token)
-        if outcome == "cancelled":
-            metrics.aborted.labels(self._route).inc()
-        if self._receipt is not None:
-            metrics.retrievals.labels(self._receipt.status).inc()
-        if self._receipt is not None and outcome != DRY_RUN:
-            if (route := self._receipt.route) is not None:
-                metrics.routed.labels(route.size, route.reason).inc()
-            metrics.observe_tokens(self.timings, self._receipt.context_tokens)
+        self._observe(outcome, seconds)
         log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
         # Let go of: it may hold the request, which holds this.
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
+
+    def _observe(self, outcome: str, seconds: float) -> None:
+        metrics, grounded, receipt = self._metrics, self._grounded, self._receipt
+        exemplar = None if self.trace_id is None else {"trace_id": self.trace_id}
+        metrics.request_seconds.labels(self._route, outcome, grounded).observe(seconds, exemplar)
+        metrics.observe_stages(self.trace.records, exemplar)
+        if self._first_token is not None:
+            metrics.ttft_seconds.labels(grounded).observe(self._first_token, exemplar)
+        if outcome == "cancelled":
+            metrics.aborted.labels(self._route).inc()
+        if receipt is None:
+            return
+        metrics.retrievals.labels(receipt.status).inc()
+        for part in receipt.parts or (receipt,):
+            metrics.observe_search(part.best_similarity, part.candidates)
+        if outcome != DRY_RUN:
+            if receipt.route is not None:
+                metrics.routed.labels(receipt.route.size, receipt.route.reason).inc()
+            metrics.observe_packing(receipt)
+            metrics.observe_tokens(self.timings, receipt.context_tokens)
 
     def _unfinished_stages(self, outcome: str) -> None:
         """What we saw ourselves, where the engine tells nothing: it did not finish, or keeps no statistics."""

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from server.app import create_app
-from server.telemetry.metrics import exposition
+from server.telemetry.exposition import exposition
 from tests.engine.real import QUESTION, RealServer
 from tests.server.api.bench import eventually
 from tests.server.api.test_chat import payloads

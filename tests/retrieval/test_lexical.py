@@ -6,6 +6,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -71,6 +72,27 @@ def test_titles_file_names_and_headings_are_found_but_weigh_less(tmp_path: Path)
     found = texts(tmp_path, "holiday")
     assert found[0] == "holiday rules are here"
     assert set(found[1:]) == {"unrelated one two", "unrelated words here", "nothing to see"}
+
+
+def test_containing_gives_every_passage_with_all_the_words(tmp_path: Path) -> None:
+    name = "reports/annualReport_2024 (final).pdf"
+    write(
+        tmp_path,
+        passage("The whale sings", 1, filename=name),
+        passage("A whale song", 0, filename=name),
+        passage("annual report 2024 final pdf", 2, filename="notes.txt"),
+    )
+    index = LexicalIndex(tmp_path)
+
+    def found(words: str, field: Literal["text", "title"]) -> list[str]:
+        return [p.text for p in index.containing("s", words, field)]
+
+    assert found(name, "title") == ["A whale song", "The whale sings"]
+    assert found("annualReport_2024 (final).pdf", "title") == found(name, "title")
+    assert found("annualReport_2025 (final).pdf", "title") == []
+    assert found("WHALES, song!", "text") == ["A whale song"]
+    assert len(found("of the", "text")) == 3
+    assert index.containing("absent", "whale", "text") == []
 
 
 def test_a_passage_comes_back_exactly(tmp_path: Path) -> None:

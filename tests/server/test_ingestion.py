@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -33,6 +34,7 @@ from server.catalog import (
 )
 from server.ingestion import IngestBusy, IngestError, IngestEvent, IngestReport, ingest_paths
 from server.ingestion.lock import ingest_lock
+from server.telemetry.ingests import read_totals
 from tests.server.ingest_child import HashEmbedder, job
 
 pytestmark = pytest.mark.anyio
@@ -229,6 +231,30 @@ async def test_unreadable_files_are_named_and_the_rest_goes_on(world: World) -> 
     assert list(await world.members()) == ["a.md"]
 
 
+async def test_what_ingests_did_is_kept_for_the_servers(world: World) -> None:
+    world.write("a.md", "alpha")
+    world.write("b.pdf", b"no pdf at all")
+    await world.ingest()
+    partial = read_totals(world.data_dir)
+    assert partial.runs == {"partial": 1}
+    assert partial.files == {"added": 1, "failed": 1}
+    assert abs(partial.last_success - time.time()) < 60
+    assert {step: sum(taken.counts) for step, taken in partial.steps.items()} == {
+        "load": 2, "chunk": 1, "embed": 1, "write": 1, "commit": 1,
+    }  # fmt: skip
+    assert all(taken.sum_seconds > 0 for taken in partial.steps.values())
+
+    (world.root / "b.pdf").unlink()
+    await world.ingest()
+    ok = read_totals(world.data_dir)
+    with pytest.raises(EmbedderConflict):
+        await world.ingest(embedder=HashEmbedder("other", 32))
+    failed = read_totals(world.data_dir)
+    assert failed.runs == {"partial": 1, "ok": 1, "failed": 1}
+    assert failed.files == {"added": 1, "failed": 1, "unchanged": 1}
+    assert failed.last_success == ok.last_success > partial.last_success
+
+
 async def test_a_type_that_is_not_supported_fails_only_when_it_is_named(world: World) -> None:
     path = world.write("a.xyz", b"\x00")
     assert (await world.ingest()).failed == ()
@@ -356,6 +382,9 @@ async def test_a_cancelled_ingest_shows_whole_files_and_is_finished_later(world:
         one = job(world.data_dir, world.root, chroma_url=world.chroma_url)
         await ingest_paths(one, world.embedder, cancel_in_the_second_group)
     assert scope.cancelled_caught
+    totals = read_totals(world.data_dir)
+    assert (totals.runs, totals.files) == ({"cancelled": 1}, {"added": 3})
+    assert totals.last_success == 0
     members = await world.members()
     assert Counter(member.status for member in members.values()) == {
         "completed": 3,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from retrieval.trace import STAGES
+from retrieval.trace import STAGES, Trace
+from retrieval.types import Candidate, Drop, Passage
 from server.engine.base import EngineTimings
-from server.receipts import Receipt
+from server.receipts import DROP_REASONS, Receipt
+from server.services import shown_tenants
+from server.settings import Settings
 from server.start import StepRecord
-from server.telemetry.metrics import Metrics, exposition, new_registry
-from server.telemetry.recorder import Recording
+from server.telemetry import buckets
+from server.telemetry.build import build_of
+from server.telemetry.exposition import exposition
+from server.telemetry.metrics import MAX_MODELS, Metrics, new_registry
+from server.telemetry.recorder import DRY_RUN, Recording
 
 TIMINGS = EngineTimings(0.1, 0.2, 0.3, prompt_tokens=100, completion_tokens=7, cached_tokens=64)
 
@@ -36,16 +44,18 @@ def test_registries_are_apart() -> None:
 
 
 def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
-    names = {family.name for family in metrics.registry.collect()}
-    assert all(name.startswith("groundwire_") for name in names)
-    assert {name for name in names if "duration" in name or "time" in name} == {
-        "groundwire_stage_duration_seconds",
-        "groundwire_request_duration_seconds",
-        "groundwire_time_to_first_token_seconds",
-        "groundwire_admission_queue_duration_seconds",
-        "groundwire_start_step_duration_seconds",
-        "groundwire_start_duration_seconds",
+    names = {one.name for one in metrics.definitions}
+    assert {family.name for family in metrics.registry.collect()} == {
+        one.name.removesuffix("_total") for one in metrics.definitions
     }
+    assert all(name.startswith("groundwire_") for name in names)
+    for part in ("duration", "latency", "time_to", "timestamp", "_begin"):
+        timed = {name for name in names if part in name}
+        assert timed
+        assert all(name.endswith("_seconds") for name in timed), timed
+    assert all(
+        one.name.endswith("_total") == (one.kind == "counter") for one in metrics.definitions
+    )
 
 
 def test_a_start(metrics: Metrics) -> None:
@@ -60,7 +70,7 @@ def test_a_finished_request(metrics: Metrics) -> None:
     with recording.trace.stage("embed"):
         pass
     recording.grounded_in(receipt())
-    recording.first_token()
+    recording.token()
     recording.engine_finished(TIMINGS)
     recording.close("ok")
     recording.close("error")
@@ -100,7 +110,7 @@ def test_a_request_that_is_left(
     recording = Recording(metrics, "/r")
     recording.grounded_in(receipt())
     if has_token:
-        recording.first_token()
+        recording.token()
     recording.close("cancelled")
     seen = {
         (stage, outcome)
@@ -145,3 +155,140 @@ def test_the_page_holds_the_processs_metrics_too(metrics: Metrics, accept: str, 
     assert content_type.startswith(kind)
     assert b'groundwire_retrievals_total{status="hit"} 1.0' in body
     assert b"process_cpu_seconds_total" in body
+
+
+def samples(metrics: Metrics, name: str) -> list[Any]:
+    return [
+        sample
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == f"groundwire_{name}"
+    ]
+
+
+def test_each_stage_has_buckets_of_its_own(metrics: Metrics) -> None:
+    assert set(buckets.STAGE) == set(STAGES)
+    for stage in STAGES:
+        metrics.stage_seconds.labels(stage, "ok").observe(0.0)
+    bounds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    for sample in samples(metrics, "stage_duration_seconds_bucket"):
+        bounds[sample.labels["stage"]].append(float(sample.labels["le"]))
+    assert bounds == {stage: [*buckets.STAGE[stage], math.inf] for stage in STAGES}
+    with pytest.raises(KeyError):
+        metrics.stage_seconds.labels("auth", "ok")
+
+
+@pytest.mark.parametrize(
+    "own", [v for k, v in vars(buckets).items() if k[0] != "_" and k.isupper()]
+)
+def test_buckets_are_in_order(own: Any) -> None:
+    for bounds in own.values() if isinstance(own, dict) else [own]:
+        assert list(bounds) == sorted(set(bounds))
+        assert len(bounds) <= 20
+
+
+def test_exemplars_carry_the_trace(metrics: Metrics) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    recording = Recording(metrics, "/r", trace_id=trace_id)
+    with recording.trace.stage("embed"):
+        pass
+    recording.token()
+    recording.close("ok")
+    Recording(metrics, "/untraced").close("ok")
+    page = exposition(metrics.registry, "application/openmetrics-text; version=1.0.0")[0].decode()
+    marked = [line for line in page.splitlines() if f'# {{trace_id="{trace_id}"}}' in line]
+    assert {line.partition("{")[0].removesuffix("_bucket") for line in marked} == {
+        "groundwire_request_duration_seconds",
+        "groundwire_stage_duration_seconds",
+        "groundwire_time_to_first_token_seconds",
+    }
+    assert "trace_id" not in exposition(metrics.registry, "")[0].decode()
+
+
+def test_the_time_between_tokens(metrics: Metrics) -> None:
+    clock = iter((0.0, 1.0, 1.5, 1.75, 9.0, 9.0))
+    recording = Recording(metrics, "/r")
+    recording.trace = Trace(lambda: next(clock))
+    for _ in range(3):
+        recording.token()
+    recording.token(alone=False)
+    recording.close("ok")
+    labels = {"grounded": "false"}
+    assert value(metrics, "inter_token_latency_seconds_count", **labels) == 2
+    assert value(metrics, "inter_token_latency_seconds_sum", **labels) == pytest.approx(0.75)
+    assert value(metrics, "time_to_first_token_seconds_sum", **labels) == pytest.approx(1.0)
+
+
+def candidate(number: int, score: float, **scores: float) -> Candidate:
+    return Candidate(Passage("f", "a" * 64, number, "f.txt", "text"), score, scores)
+
+
+def test_what_became_of_the_candidates(metrics: Metrics) -> None:
+    ranked = tuple(candidate(n, 0.9 - n / 10, search=0.5) for n in range(5))
+    found = Receipt(
+        "hit", lambda _: "", sources=ranked[:2], found=(1, 0), candidates=ranked, best_similarity=0.62,
+        dropped=(Drop(ranked[2], "duplicate"), Drop(ranked[3], "over_budget"), Drop(ranked[4], "over_budget")),
+        context_tokens=300,
+    )  # fmt: skip
+    recording = Recording(metrics, "/r")
+    recording.grounded_in(found)
+    recording.close("ok")
+    outcomes = {s.labels["outcome"]: s.value for s in samples(metrics, "passages_total")}
+    assert set(outcomes) == {"packed", *DROP_REASONS}
+    assert {k: v for k, v in outcomes.items() if v} == {
+        "packed": 2, "duplicate": 1, "over_budget": 2,
+    }  # fmt: skip
+    assert sum(outcomes.values()) == len(found.candidates)
+    assert value(metrics, "context_tokens_sum") == 300
+    assert value(metrics, "retrieval_score_sum", kind="dense") == pytest.approx(0.62)
+    assert value(metrics, "retrieval_score_sum", kind="fused") == pytest.approx(0.9)
+    assert value(metrics, "retrieval_score_count", kind="rerank") is None
+
+
+def test_a_reranked_search_has_three_scores(metrics: Metrics) -> None:
+    metrics.observe_search(
+        0.4, [candidate(0, 0.8, rerank=0.8, fuse=0.3), candidate(1, 0.2, rerank=0.2, fuse=0.7)]
+    )
+    seen = {
+        kind: value(metrics, "retrieval_score_sum", kind=kind)
+        for kind in ("dense", "fused", "rerank")
+    }
+    assert seen == {"dense": 0.4, "fused": 0.7, "rerank": 0.8}
+
+
+def test_nothing_found_has_no_score(metrics: Metrics) -> None:
+    metrics.observe_search(None, [])
+    assert not samples(metrics, "retrieval_score_count")
+
+
+def test_a_dry_run_packs_nothing(metrics: Metrics) -> None:
+    recording = Recording(metrics, "/r")
+    recording.grounded_in(replace(receipt(), dropped=(Drop(candidate(0, 0.1), "duplicate"),)))
+    recording.close(DRY_RUN)
+    assert value(metrics, "passages_total", outcome="duplicate") == 0
+    assert value(metrics, "context_tokens_count") == 0
+    assert value(metrics, "retrievals_total", status="hit") == 1
+
+
+def test_tenants_are_shown_on_request_and_bounded(metrics: Metrics) -> None:
+    metrics.count_tenant("acme")
+    assert not samples(metrics, "tenant_requests_total")
+    bounded = Metrics(new_registry(), tenants=["acme"])
+    for tenant in ("acme", "acme", "globex", "initech"):
+        bounded.count_tenant(tenant)
+    seen = {s.labels["tenant"]: s.value for s in samples(bounded, "tenant_requests_total")}
+    assert seen == {"acme": 2, "other": 2}
+    settings = Settings(api_keys=["b:1", "c:2", "a:3", "4"], metrics_tenants=2)
+    assert shown_tenants(settings) == ["a", "b"]
+
+
+def test_what_runs(metrics: Metrics) -> None:
+    build = build_of(Settings(engine="scripted", chroma_url="http://c:1"), "mini")
+    metrics.tell_build(build, [f"model-{n}" for n in range(100)])
+    (sample,) = samples(metrics, "build_info")
+    assert sample.labels == {
+        "version": build.version, "engine": "scripted", "engine_version": build.version,
+        "embedder": "mini", "chroma": "external",
+    }  # fmt: skip
+    assert build_of(Settings(), "mini").chroma[0].isdigit()
+    assert len(samples(metrics, "model_info")) == MAX_MODELS

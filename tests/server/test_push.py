@@ -13,7 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from server.settings import Settings
-from server.telemetry.metrics import Gateway, Metrics, new_registry
+from server.telemetry.exposition import Gateway
+from server.telemetry.metrics import Metrics, new_registry
 from server.telemetry.push import own_instance, pushing
 from tests.server.api.bench import eventually
 

@@ -161,7 +161,8 @@ class Bench:
             Caches.of(settings, metrics),
             metrics,
         )
-        storage = Storage(0, open_.catalog, dense or open_.vectors, open_.lexical, b"secret")  # type: ignore[arg-type]
+        vectors: Any = dense or open_.vectors
+        storage = Storage(0, open_.catalog, vectors, open_.lexical, b"secret", open_.data_dir)
         knowledge = knowledge_of(storage, open_.indexes, parts)
         made = replace(
             base,

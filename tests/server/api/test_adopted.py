@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import DimensionMismatch, StoreUnavailable
+from server.canary import Canary, canary_settings
 from server.ingestion import IngestError, IngestJob, ReindexJob, ingest_paths, reindex_stores
 from tests.server.api.adopting import QUAGGA, TEXTS, Elsewhere, open_elsewhere, search, texts
 from tests.server.api.bench import GROUNDWIRE, Bench, Running
@@ -68,6 +69,25 @@ def test_the_command_adopts_and_the_server_finds_and_cites(
 
     asked = groundwire(elsewhere.bench, "search", QUESTION, "--store", "zoo", "--json")
     assert json.loads(asked.stdout)["hits"][0]["text"] == QUAGGA
+
+
+def test_the_canary_asks_of_it(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    elsewhere.fill("watched-zoo")
+    elsewhere.adopt("watched-zoo")
+    there = {"text": QUESTION, "file": "quagga.pdf", "passage": "grazed at dawn"}
+    rows = (there, {"text": "Where do dodos graze?", "file": "dodo.pdf"})
+    path = tmp_path / "golden.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    settings = elsewhere.bench.settings.model_copy(
+        update={"canary_file": path, "canary_store": "watched-zoo"}
+    )
+    wanted = canary_settings(settings)
+    assert wanted is not None
+    with elsewhere.bench.serve() as running:
+        canary = Canary(running.services.handover, running.services.metrics, wanted)
+        elsewhere.bench.run(canary.look())
+        assert running.metric("canary_recall", store="watched-zoo", k="1") == 0.5
+        assert running.metric("canary_questions", store="watched-zoo", outcome="gone") == 1
 
 
 @pytest.mark.parametrize(("space", "length"), [("cosine", 1), ("l2", 1), ("ip", 1), ("l2", 3)])

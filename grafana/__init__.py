@@ -1,0 +1,1 @@
+"""Dashboards as code, the JSON that it makes, rules, provisioning, and a page that draws dashboards without Grafana."""

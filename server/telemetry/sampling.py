@@ -1,0 +1,74 @@
+"""What `/metrics` shows of other processes' work, read regularly: nothing is looked up when the page is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from server.catalog import Catalog
+from server.telemetry.index import sizes
+from server.telemetry.ingests import read_totals
+from server.telemetry.metrics import OTHER, Metrics
+
+log = logging.getLogger(__name__)
+
+#: As often as Prometheus usually looks.
+SAMPLE_SECONDS = 15.0
+
+
+class Sampler:
+    """Reads the stores' sizes from the current catalog, and the ingests' totals from its data directory.
+
+    `current` gives both: a server of published versions changes them. `max_stores` stores have a label of their own.
+    """
+
+    def __init__(
+        self, metrics: Metrics, current: Callable[[], tuple[Catalog, Path]], max_stores: int
+    ) -> None:
+        self._metrics = metrics
+        self._current = current
+        self._max_stores = max_stores
+        self._failing = False
+
+    async def watch(self, every_seconds: float = SAMPLE_SECONDS) -> None:
+        """Sample again and again, until it is cancelled; what cannot be read stays as it was."""
+        while True:
+            try:
+                await self.sample()
+                self._failing = False
+            except Exception as error:  # the catalog is away, or just being closed for a newer one
+                if not self._failing:
+                    log.warning("the index's metrics cannot be read: %s", error)
+                self._failing = True
+            await asyncio.sleep(every_seconds)
+
+    async def sample(self) -> None:
+        """Read everything once. Raises CatalogUnavailable."""
+        catalog, data_dir = self._current()
+        stores, counts = await catalog.every_store(), await catalog.file_counts()
+        totals = await asyncio.to_thread(read_totals, data_dir)
+        running = await asyncio.to_thread(is_held, data_dir / "ingest.lock")
+        metrics = self._metrics
+        metrics.index = sizes(stores, counts, self._max_stores, OTHER)
+        metrics.ingests, metrics.ingest_running = totals, running
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a process holds this lock file now; found out by sharing it for an instant."""
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    finally:
+        os.close(descriptor)
+    return False
