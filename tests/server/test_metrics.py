@@ -155,6 +155,7 @@ def test_the_page_holds_the_processs_metrics_too(metrics: Metrics, accept: str, 
     assert content_type.startswith(kind)
     assert b'groundwire_retrievals_total{status="hit"} 1.0' in body
     assert b"process_cpu_seconds_total" in body
+    assert b"_created" not in body
 
 
 def samples(metrics: Metrics, name: str) -> list[Any]:
