@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
@@ -17,7 +16,6 @@ from server.answers import Answers, answer_bytes
 from server.auth import Keys
 from server.beside import beside
 from server.canary import Canary, canary_settings
-from server.catalog import Catalog
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
@@ -151,8 +149,7 @@ async def open_services(
             works.append(Replica(copies, handover, parts).watch())
         if probing is not None:
             works.append(Canary(handover, metrics, probing).watch())
-        sampler = Sampler(metrics, lambda: _sampled(handover), settings.metrics_stores)
-        works.append(sampler.watch())
+        works.append(Sampler(metrics, handover.lease, settings.metrics_stores).watch())
         await stack.enter_async_context(beside(*works))
         metrics.observe_start(start.records)
         metrics.tell_build(build_of(settings, embedder.name), models.chat)
@@ -221,11 +218,6 @@ def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -
 def shown_tenants(settings: Settings) -> list[str]:
     """The tenants that have a label of their own in the metrics: the first by name."""
     return sorted(Keys(settings.api_keys, b"").tenants)[: settings.metrics_tenants]
-
-
-def _sampled(handover: Handover) -> tuple[Catalog, Path]:
-    knowledge = handover.current
-    return knowledge.catalog, knowledge.data_dir
 
 
 async def _watch(services: Services) -> None:
