@@ -45,6 +45,8 @@ def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
         "groundwire_admission_queue_duration_seconds",
         "groundwire_start_step_duration_seconds",
         "groundwire_start_duration_seconds",
+        "groundwire_canary_duration_seconds",
+        "groundwire_canary_last_run_timestamp_seconds",
     }
 
 
