@@ -25,6 +25,7 @@ OWNERS = {
     "tantivy": "retrieval.lexical",
     "prometheus_client": "server.telemetry.metrics",
     "modal": "modal_deploy",
+    "opentelemetry": "server.telemetry.tracing",
     # One file for each kind of model that we take from it.
     "sentence_transformers": "retrieval.embed.torch_embedder retrieval.rerank.cross_encoder",
     "openvino": "retrieval.embed.openvino_embedder",
@@ -46,7 +47,7 @@ SLOW = {
 }
 #: What a command's help has no use for, quick or not.
 NOT_FOR_HELP = {
-    "alembic", "fastapi", "httpx", "kreuzberg", "modal", "numpy", "prometheus_client", "pydantic",
+    "alembic", "fastapi", "httpx", "kreuzberg", "modal", "numpy", "opentelemetry", "prometheus_client", "pydantic",
     "pydantic_settings", "rich", "sqlalchemy", "starlette", "tantivy", "tokenizers", "uvicorn",
 }  # fmt: skip
 #: `retrieval` knows nothing of HTTP servers, OpenAI, Prometheus, vLLM or the wire.

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
 from retrieval.trace import Trace
 from server.engine.base import EngineTimings
-from server.errors import Draining, Overloaded, mapped
+from server.errors import INTERNAL, Draining, Overloaded, mapped
+from server.plan import Plan
 from server.receipts import Receipt
 from server.telemetry.metrics import Metrics
+from server.telemetry.spans import OpenSpan, Told, Untraced, request_span, stage_span
 
 log = logging.getLogger("groundwire.request")
 
@@ -26,9 +29,19 @@ DRY_RUN = "dry_run"
 class Recording:
     """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
 
-    def __init__(self, metrics: Metrics, route: str, id_prefix: str = "chatcmpl") -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        route: str,
+        id_prefix: str = "chatcmpl",
+        *,
+        request_id: str = "",
+        span: OpenSpan | None = None,
+    ) -> None:
         self._metrics = metrics
         self._route = route
+        self._request_id = request_id
+        self._span = span or Untraced()
         self.trace = Trace()
         #: Minted here: the client's own request id never becomes an id of ours.
         self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
@@ -38,11 +51,32 @@ class Recording:
         self.timings: EngineTimings | None = None
         #: Called once, when all is known.
         self.on_close: Callable[[], None] | None = None
+        #: The body as it came, and what was understood of it, once they are known.
+        self.asked: Mapping[str, Any] = {}
+        self.plan: Plan | None = None
         self._receipt: Receipt | None = None
         self._engine_from: float | None = None
         self._first_token: float | None = None
+        self._events: list[tuple[str, float]] = []
+        self._error: str | None = None
         self._failed: str | None = None
         self._cut = False
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the request belongs to: the client's or our own; None: none."""
+        return None if self._span.context is None else self._span.context.trace_id
+
+    @property
+    def sampled_trace_id(self) -> str | None:
+        """The same where someone keeps that trace, so that a link to it leads somewhere."""
+        context = self._span.context
+        return context.trace_id if context is not None and context.sampled else None
+
+    @property
+    def trace_headers(self) -> Mapping[str, str]:
+        """What tells an engine that its work belongs to the request's trace."""
+        return {} if self._span.context is None else self._span.context.headers()
 
     @property
     def receipt(self) -> Receipt:
@@ -63,8 +97,13 @@ class Recording:
         self._receipt = receipt
         self._engine_from = self.trace.elapsed_seconds()
 
+    def admitted(self) -> None:
+        """The request has its place; what it waited for that is no stage."""
+        self._events.append(("admitted", self.trace.elapsed_seconds()))
+
     def first_token(self) -> None:
         self._first_token = self.trace.elapsed_seconds()
+        self._events.append(("first_token", self._first_token))
 
     def failed(self, outcome: str) -> None:
         """The answer broke off after its first byte, where no status can say so any more."""
@@ -102,7 +141,9 @@ class Recording:
         except (Overloaded, Draining):
             raise  # no place was had: admission has counted it, and under overload there are very many
         except Exception as error:
-            self.close("rejected" if mapped(error).status < 500 else "error")
+            row = mapped(error)
+            self._error = type(error).__name__ if row is INTERNAL else row.code or row.type
+            self.close("rejected" if row.status < 500 else "error")
             raise
 
     def close(self, outcome: str) -> None:
@@ -128,11 +169,48 @@ class Recording:
             if (route := self._receipt.route) is not None:
                 metrics.routed.labels(route.size, route.reason).inc()
             metrics.observe_tokens(self.timings, self._receipt.context_tokens)
-        log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
+        self._log(outcome, seconds)
+        if self._span.wanted:
+            self._span.end(
+                request_span(self._told(outcome, seconds)),
+                [stage_span(record) for record in self.trace.records],
+            )
         # Let go of: it may hold the request, which holds this.
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
             on_close()
+
+    def _log(self, outcome: str, seconds: float) -> None:
+        fields = {
+            "completion_id": self.completion_id,
+            "route": self._route,
+            "outcome": outcome,
+            "duration_seconds": round(seconds, 6),
+            "timings_ms": self.trace.timings_ms(),
+        }
+        log.info(
+            "%s %s %s %.3fs",
+            self.completion_id,
+            self._route,
+            outcome,
+            seconds,
+            extra={"fields": fields},
+        )
+
+    def _told(self, outcome: str, seconds: float) -> Told:
+        return Told(
+            route=self._route,
+            request_id=self._request_id,
+            completion_id=self.completion_id,
+            outcome=outcome,
+            seconds=seconds,
+            error=self._error,
+            asked=self.asked,
+            plan=self.plan,
+            receipt=None if self._receipt is None else self.receipt,
+            engine=self.timings,
+            events=self._events,
+        )
 
     def _unfinished_stages(self, outcome: str) -> None:
         """What we saw ourselves, where the engine tells nothing: it did not finish, or keeps no statistics."""
