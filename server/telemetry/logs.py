@@ -18,8 +18,8 @@ from typing import Any
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 HIDDEN = "(its message is left out: log_content)"
-#: Libraries that say at info or debug what they do at each call.
-NOISY = ("httpx", "httpcore", "chromadb", "openvino", "urllib3")
+#: Libraries that say at info or debug what they do at each call, some with what was asked.
+NOISY = ("aiosqlite", "asyncpg", "httpx", "httpcore", "chromadb", "openvino", "urllib3")
 
 ExcInfo = tuple[type[BaseException], BaseException, TracebackType | None] | tuple[None, None, None]
 

@@ -32,21 +32,19 @@ from opentelemetry.trace import (
 from server.telemetry.spans import OpenSpan, Span
 from server.telemetry.traceparent import TraceContext
 
-#: How long the end of the process waits for a collector to take the last spans.
-CLOSE_SECONDS = 3.0
-
 
 @dataclass(frozen=True, slots=True)
 class Collector:
     """Where spans go and what they say of their sender.
 
     `endpoint` is the whole URL. Of the traces that begin here `ratio` are sent, of a client's those that it
-    sends itself; None is what OTEL_TRACES_SAMPLER says, else all.
+    sends itself; None is what OTEL_TRACES_SAMPLER says, else all. The end waits `close_seconds` for the last spans.
     """
 
     endpoint: str
     resource: Mapping[str, str]
     ratio: float | None = None
+    close_seconds: float = 3.0
 
 
 @asynccontextmanager
@@ -61,14 +59,14 @@ async def open_tracing(collector: Collector) -> AsyncIterator[OtelTracer]:
     try:
         yield OtelTracer(provider.get_tracer("groundwire"))
     finally:
-        await asyncio.to_thread(_close, provider, exporter)
+        await asyncio.to_thread(_close, provider, exporter, collector.close_seconds)
 
 
-def _close(provider: TracerProvider, exporter: OTLPSpanExporter) -> None:
+def _close(provider: TracerProvider, exporter: OTLPSpanExporter, seconds: float) -> None:
     shutdown: Callable[[], None] = provider.shutdown
     closing = threading.Thread(target=shutdown, name="traces-close", daemon=True)
     closing.start()
-    closing.join(CLOSE_SECONDS)
+    closing.join(seconds)
     if closing.is_alive():
         stop: Callable[[], None] = exporter.shutdown
         stop()  # ends the wait between two tries
