@@ -97,6 +97,8 @@ def set_up(level: str, log_format: str, *, content: bool) -> None:
     logging.captureWarnings(log_format == "json")
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # That a collector is away is said when a batch is given up, not at each try.
+    logging.getLogger("opentelemetry.exporter").setLevel(logging.ERROR)
 
 
 def config_of_vllm(level: str, *, content: bool) -> dict[str, Any]:

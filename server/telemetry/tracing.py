@@ -108,15 +108,17 @@ class OtelSpan:
         below = trace.set_span_in_context(self._span, Context())
         for stage in stages:
             start = self._at(stage.start_seconds)
-            span = self._tracer.start_span(stage.name, below, start_time=start)
-            self._finish(span, stage)
+            span = self._tracer.start_span(
+                stage.name, below, attributes=stage.attributes, start_time=start
+            )
+            self._end(span, stage)
         self._span.update_name(request.name)
-        self._finish(self._span, request)
+        self._span.set_attributes(request.attributes)
+        for name, seconds in request.events:
+            self._span.add_event(name, timestamp=self._at(seconds))
+        self._end(self._span, request)
 
-    def _finish(self, span: trace.Span, told: Span) -> None:
-        span.set_attributes(told.attributes)
-        for name, seconds in told.events:
-            span.add_event(name, timestamp=self._at(seconds))
+    def _end(self, span: trace.Span, told: Span) -> None:
         if told.failed:
             span.set_status(StatusCode.ERROR)
         span.end(self._at(told.end_seconds))
