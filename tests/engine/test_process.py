@@ -149,7 +149,7 @@ def test_the_start_is_told_by_step(served: Served) -> None:
         re.search(rf"  {step} +from .*", served.log.read_text())[0]  # type: ignore[index]
         for step in ("engine", "chroma")
     )
-    assert "beside chroma, embedder, index" in engine
+    assert "chroma, embedder, index" in engine
     assert chroma.endswith("beside engine")
 
 
