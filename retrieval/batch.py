@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -63,7 +64,9 @@ class Batcher(Generic[Item, Result]):
             await asyncio.wait(self._workers)
 
     def _begin(self) -> None:
-        self._workers.add(asyncio.get_running_loop().create_task(self._run()))
+        # In no request's context: it goes on for others, and what it logs is not of the one that began it.
+        loop = asyncio.get_running_loop()
+        self._workers.add(loop.create_task(self._run(), context=Context()))
 
     def _wait_patiently(self) -> None:
         """See to it that what is queued now is begun before long."""

@@ -50,7 +50,11 @@ class Answering:
         else:
             try:
                 raw = await self._answers.complete(
-                    self._engine, prepared.body, prepared.completion_id, recording.trace
+                    self._engine,
+                    prepared.body,
+                    prepared.completion_id,
+                    recording.trace,
+                    recording.trace_headers,
                 )
             except EngineError as error:
                 await self._make_ready_again(prepared, error)
@@ -109,7 +113,11 @@ class Answering:
         try:
             async with scope:
                 return await self._answers.stream(
-                    self._engine, prepared.body, prepared.completion_id, prepared.recording.trace
+                    self._engine,
+                    prepared.body,
+                    prepared.completion_id,
+                    prepared.recording.trace,
+                    prepared.recording.trace_headers,
                 )
         except TimeoutError:
             if not scope.expired():

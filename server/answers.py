@@ -13,7 +13,7 @@ import orjson
 from retrieval.cache import Cache
 from retrieval.trace import Trace
 from server import weave
-from server.engine.base import Body, Engine, Events
+from server.engine.base import NO_TRACE, Body, Engine, Events, TraceHeaders
 
 #: Objects of one event beside its bytes, roughly.
 _EVENT_BYTES = 60
@@ -39,22 +39,36 @@ class Answers:
     def __init__(self, cache: Cache[bytes, Answer]) -> None:
         self._cache = cache
 
-    async def complete(self, engine: Engine, body: Body, completion_id: str, trace: Trace) -> bytes:
+    async def complete(
+        self,
+        engine: Engine,
+        body: Body,
+        completion_id: str,
+        trace: Trace,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> bytes:
         """As the engine's own; a repeated answer says `answer` in `trace.cached`. Raises EngineError."""
         key = self._key(body, stream=False)
         if (known := self._find(key, trace)) is not None:
             return _renewed(known.parts[0], completion_id)
-        raw = await engine.complete(body, completion_id)
+        raw = await engine.complete(body, completion_id, trace_headers)
         if key is not None:
             self._cache.keep(key, Answer(completion_id, (raw,)))
         return raw
 
-    async def stream(self, engine: Engine, body: Body, completion_id: str, trace: Trace) -> Events:
+    async def stream(
+        self,
+        engine: Engine,
+        body: Body,
+        completion_id: str,
+        trace: Trace,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> Events:
         """As the engine's own; a repeated answer comes all at once, in the same events. Raises EngineError."""
         key = self._key(body, stream=True)
         if (known := self._find(key, trace)) is not None:
             return _repeat(known, completion_id)
-        events = await engine.stream(body, completion_id)
+        events = await engine.stream(body, completion_id, trace_headers)
         if key is None:
             return events
         listening = self._listening(key, events, completion_id)

@@ -16,6 +16,9 @@ from server.knowledge import Knowledge
 from server.limits import estimated_tokens
 from server.services import Services
 from server.sse import unless_gone
+from server.telemetry import logs
+from server.telemetry.recorder import Recording
+from server.telemetry.traceparent import context_of
 
 M = TypeVar("M", bound=BaseModel)
 WRITES = frozenset({"POST", "PUT", "PATCH", "DELETE"})
@@ -52,6 +55,18 @@ def refuse_writes(request: Request, services: Services) -> None:
 
 async def request_id_of(request: Request) -> str:
     return cast(str, request.state.request_id)
+
+
+def recorded(
+    request: Request, services: Services, route: str, id_prefix: str = "chatcmpl"
+) -> Recording:
+    """The record of a request that begins now, in its client's trace or one of its own."""
+    span = services.tracer.begin(context_of(request.headers))
+    recording = Recording(
+        services.metrics, route, id_prefix, request_id=request.state.request_id, span=span
+    )
+    logs.in_trace(recording.trace_id)
+    return recording
 
 
 ServicesDep = Annotated[Services, Depends(services_of)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -17,8 +18,10 @@ from server.settings import (
     Settings,
     UpstreamSettings,
     child_environment,
+    vllm_log_level,
 )
 from server.start import StartTrace
+from server.telemetry.logs import config_of_vllm
 
 if TYPE_CHECKING:
     from server.engine.vllm_engine import LoadedVllm
@@ -136,13 +139,16 @@ def _load(settings: Settings, progress: Progress, start: StartTrace, check: Chec
         with start.step("model_files"):
             model = str(prepare_chat_model(settings.models_dir, progress))
         args = [*chat_model_flags(), *args]
+    if (url := settings.traces_url) is not None:
+        args = ["--otlp-traces-endpoint", url, *args]
     progress(f"starting vLLM with {settings.model} (a minute or two on a CPU)")
+    environment = {**child_environment(settings), **_logging_of_vllm(settings)}
     options = VllmOptions(
         model=model,
         served_name=settings.model,
         args=args,
         tool_call_parser=settings.tool_call_parser,
-        environment=child_environment(settings),
+        environment=environment,
         media_domains=settings.allowed_media_domains,
     )
     with start.step("engine_imports"):
@@ -152,6 +158,16 @@ def _load(settings: Settings, progress: Progress, start: StartTrace, check: Chec
     check()
     with start.step("engine"):
         return load_vllm(parsed)
+
+
+def _logging_of_vllm(settings: Settings) -> dict[str, str]:
+    """The variable that makes vLLM log as we do, where that is not its own way; its processes read a file."""
+    if settings.log_format == "text":
+        return {}
+    level = vllm_log_level(settings)
+    path = settings.data_dir.resolve() / "vllm-logging.json"
+    path.write_text(json.dumps(config_of_vllm(level, content=settings.log_content)))
+    return {"VLLM_LOGGING_CONFIG_PATH": str(path)}
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import BodyTooLarge, Forbidden, answer
 from server.settings import LOOPBACK_HOSTS
+from server.telemetry import logs
+from server.telemetry.traceparent import context_of
 
 MAX_REQUEST_ID = 128
 
@@ -30,6 +32,9 @@ class RequestId:
         plain = 0 < len(offered) <= MAX_REQUEST_ID and offered.isascii() and offered.isprintable()
         request_id = offered if plain else f"req_{secrets.token_hex(16)}"
         scope.setdefault("state", {})["request_id"] = request_id
+        # Never taken back: an internal error is logged outside of this, and each request has a task of its own.
+        client = context_of(Headers(scope=scope))
+        logs.in_request(request_id, None if client is None else client.trace_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -92,7 +92,7 @@ class Prepared:
         """Address it to the other model of its route, because of `error`; nothing is counted anew."""
         # Its traceback holds this request, which would hold it: neither would go before the collector comes.
         self.fell_from = error.with_traceback(None)
-        self.plan = self.plan.fallen_back()
+        self.plan = self.recording.plan = self.plan.fallen_back()
         grounded, model = self.body is not self.bare, self.plan.engine_model
         self.bare = {**self.bare, "model": model}
         self.body = {**self.body, "model": model} if grounded else self.bare

@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from importlib.metadata import version as version_of
 
 from retrieval.cache import Bounds, Cache
 from retrieval.embed import Embedder, QueryBatcher, WholeTexts
@@ -28,13 +29,14 @@ from server.receipt_ring import ReceiptRing
 from server.replica import Copies, Refresh, Replica, open_copies
 from server.retriever import Caches, reranker_of
 from server.routing import AUTO, Rule
-from server.settings import Settings, SettingsError
+from server.settings import SERVICE, Settings, SettingsError
 from server.start import StartTrace
 from server.telemetry.build import build_of
 from server.telemetry.exposition import Gateway
 from server.telemetry.metrics import CacheCounts, Metrics, new_registry
 from server.telemetry.push import own_instance, pushing
 from server.telemetry.sampling import Sampler
+from server.telemetry.spans import NoTracing, Tracer
 from server.token_ids import Vocabulary, check_name, load_vocabulary
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class Services:
     admission: Admission
     keys: Keys
     receipts: ReceiptRing
+    tracer: Tracer = field(default_factory=NoTracing)
     dead: asyncio.Event = field(default_factory=asyncio.Event)
 
     def deadline(self) -> float | None:
@@ -96,6 +99,7 @@ async def open_services(
     await asyncio.to_thread(check_embedder, settings)
     probing = await asyncio.to_thread(canary_settings, settings)
     async with AsyncExitStack() as stack:
+        tracer = await stack.enter_async_context(_open_tracer(settings))
         if engine is None:
             ready = await stack.enter_async_context(begin_engines(settings, progress, start))
         # What is closed when a newer version of the index has taken over, or with the rest.
@@ -143,6 +147,7 @@ async def open_services(
             admission=Admission(metrics, _limits(settings)),
             keys=Keys(settings.api_keys, storage.secret),
             receipts=ReceiptRing(settings.receipts_kept, settings.receipts_bytes),
+            tracer=tracer,
         )
         works = [_watch(services)]
         if copies is not None:
@@ -154,11 +159,35 @@ async def open_services(
         metrics.observe_start(start.records)
         metrics.tell_build(build_of(settings, embedder.name), models.chat)
         if settings.push_url is not None:
-            # Named here and not when the settings were read: a process restored from a snapshot has another id.
-            instance = settings.push_instance or own_instance()
-            gateway = Gateway.parse(settings.push_url.get_secret_value(), instance)
+            gateway = Gateway.parse(settings.push_url.get_secret_value(), _instance(settings))
             await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
         yield services
+
+
+def _instance(settings: Settings) -> str:
+    """Read when it is needed and not with the settings: a process restored from a snapshot has another id."""
+    return settings.push_instance or own_instance()
+
+
+@asynccontextmanager
+async def _open_tracer(settings: Settings) -> AsyncIterator[Tracer]:
+    """What traces requests. Raises SettingsError where traces are wanted and cannot be sent."""
+    if (url := settings.traces_url) is None:
+        yield NoTracing()
+        return
+    try:
+        from server.telemetry.tracing import Collector, open_tracing
+    except ImportError as error:
+        raise SettingsError(
+            f"traces are to be sent to {url}, which needs `pip install 'groundwire[otel]'` ({error})"
+        ) from error
+    resource = {
+        "service.name": SERVICE,
+        "service.version": version_of("groundwire"),
+        "service.instance.id": _instance(settings),
+    }
+    async with open_tracing(Collector(url, resource, settings.trace_ratio)) as tracer:
+        yield tracer
 
 
 async def _index_directory(

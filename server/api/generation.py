@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -17,16 +19,17 @@ from server.account import Account, Asked, account_of
 from server.api.links import link_for
 from server.api.receipts import body_of
 from server.auth import Caller
-from server.deps import admitted, read_json
+from server.deps import admitted, read_json, recorded
 from server.dry_run import count
 from server.knowledge import Knowledge
 from server.prepared import Prepared
 from server.services import Services
 from server.sse import EventStream, unless_gone
 from server.telemetry.recorder import DRY_RUN, Recording
-from server.telemetry.traceparent import trace_id_of
 from server.wire.chat import ChatRequest
 from server.wire.completions import CompletionRequest
+
+log = logging.getLogger("groundwire.content")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,12 @@ async def generate(
     """The answer to a request, grounded in the store that it chooses."""
     route = generation.route
     # The wait for a place is part of it.
-    trace_id = trace_id_of(request.headers.get("traceparent"))
-    recording = Recording(services.metrics, route, generation.id_prefix, trace_id=trace_id)
+    recording = recorded(request, services, route, generation.id_prefix)
     until, ends_at = services.deadline(), services.stream_end()
     async with AsyncExitStack() as stack:
         with recording.closed_by_failure():
             await stack.enter_async_context(admitted(request, services, caller, route, until))
+            recording.admitted()
             prepared = await _prepare(
                 generation, request, services, knowledge, caller, recording, until
             )
@@ -113,14 +116,25 @@ async def _prepare(
     until: float | None,
 ) -> Prepared:
     body, asked = await read_json(request, generation.reads)
+    recording.asked = body
     link = link_for(request, services, knowledge, caller)
-    return await unless_gone(
+    prepared = await unless_gone(
         request.receive,
         knowledge.grounding.prepare(
             body, asked, request.headers, services.models, caller, link, recording
         ),
         until,
     )
+    recording.plan = prepared.plan
+    if services.settings.log_content:
+        _log_content(prepared)
+    return prepared
+
+
+def _log_content(prepared: Prepared) -> None:
+    """The prompt with its sources, as the engine gets it."""
+    content = prepared.body.get("messages", prepared.body.get("prompt"))
+    log.info("%s is asked %s", prepared.completion_id, json.dumps(content, ensure_ascii=False))
 
 
 async def _stream(

@@ -12,14 +12,13 @@ from retrieval.trace import Trace
 from retrieval.types import Query, WeightedText
 from server import receipts
 from server.auth import Caller
-from server.deps import CallerDep, KnowledgeDep, ServicesDep, admitted, read_json
+from server.deps import CallerDep, KnowledgeDep, ServicesDep, admitted, read_json, recorded
 from server.errors import BadRequest
 from server.knowledge import Knowledge
 from server.openapi import takes
 from server.queries import MAX_QUERY_CHARACTERS, fusion_weights
 from server.services import Services
 from server.sse import unless_gone
-from server.telemetry.recorder import Recording
 from server.wire.common import RankingOptions
 from server.wire.search import SearchRequest
 
@@ -37,11 +36,12 @@ async def search_vector_store(
     caller: CallerDep,
 ) -> Response:
     """The passages of one store that fit a query best, as OpenAI's `vector_store.search_results.page`."""
-    recording = Recording(services.metrics, ROUTE)
+    recording = recorded(request, services, ROUTE)
     until = services.deadline()
     with recording.closed_by_failure():
         async with admitted(request, services, caller, ROUTE, until):
-            _, asked = await read_json(request, SearchRequest)
+            recording.admitted()
+            recording.asked, asked = await read_json(request, SearchRequest)
             page = await unless_gone(
                 request.receive,
                 _search(services, knowledge, caller, vector_store_id, asked, recording.trace),

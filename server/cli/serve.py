@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from server.settings import Settings
     from server.start import StartTrace
 
+log = logging.getLogger("groundwire.serve")
+
 #: The settings that have a flag here; the rest are set by environment or file.
 SETTINGS = (
     "host",
@@ -36,7 +38,9 @@ SETTINGS = (
     "max_context_tokens",
     "tool_call_parser",
     "shutdown_seconds",
+    "otlp_endpoint",
     "log_level",
+    "log_format",
 )
 
 
@@ -54,9 +58,9 @@ def add_parser(
 
 def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - all of it is in settings
     """Serve until told to stop."""
-    logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    from server.telemetry import logs
+
+    logs.set_up(settings.log_level, settings.log_format, content=settings.log_content)
     if settings.engine != "vllm" and settings.vllm_args:
         flags = " ".join(settings.vllm_args)
         print(
@@ -64,8 +68,6 @@ def run(args: argparse.Namespace, settings: Settings) -> int:  # noqa: ARG001 - 
             file=sys.stderr,
         )
         return 2
-    for noisy in ("httpx", "httpcore", "chromadb", "openvino"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     # Parts of a start block the event loop: only a real signal handler is heard then.
     signal.signal(signal.SIGTERM, _interrupt)
     from server.listener import run_in_loop
@@ -86,7 +88,7 @@ async def _serve(settings: Settings) -> int:
     from server.services import open_services
 
     start.record("imports")
-    progress = _Progress(start)
+    progress = _Progress(start, as_json=settings.log_format == "json")
     try:
         _check_port(settings)
         async with open_services(settings, progress, start=start) as services:
@@ -105,7 +107,8 @@ async def _serve(settings: Settings) -> int:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             died = services.dead.is_set()
         if died:
-            _end_at_once("groundwire: the engine has died; the server ends")
+            progress.last("the engine has died; the server ends")
+            _end_at_once()
         progress("stopped")
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
@@ -113,7 +116,7 @@ async def _serve(settings: Settings) -> int:
         return 1
     except Exception as error:  # whichever part it was, the reader needs its message, not our stack
         logging.getLogger(__name__).debug("start failed", exc_info=True)
-        print(f"groundwire: cannot start: {error}", file=sys.stderr, flush=True)
+        progress.last(f"cannot start: {error}")
         return 1
     return 0 if listener.started else 1
 
@@ -130,9 +133,8 @@ def _check_port(settings: Settings) -> None:
             raise OSError(f"{where}: {error.strerror}; --host and --port choose another") from error
 
 
-def _end_at_once(last_line: str) -> NoReturn:
-    """End with status 1 and nothing said after `last_line`, whatever a dead engine's libraries print at exit."""
-    print(last_line, file=sys.stderr, flush=True)
+def _end_at_once() -> NoReturn:
+    """End with status 1 and nothing more said, whatever a dead engine's libraries print at exit."""
     os._exit(1)
 
 
@@ -142,13 +144,24 @@ async def _stop_when(event: asyncio.Event, listener: Listener) -> None:
 
 
 class _Progress:
-    """Says on stderr what the start is doing, with the seconds so far, and at the end what took how long."""
+    """Says on stderr what the start is doing, with the seconds so far, and at the end what took how long.
 
-    def __init__(self, start: StartTrace) -> None:
+    Where the log is JSON, it says so there.
+    """
+
+    def __init__(self, start: StartTrace, *, as_json: bool) -> None:
         self._start = start
+        self._as_json = as_json
 
     def __call__(self, step: str) -> None:
         self._say(f"[{self._start.elapsed_seconds():5.1f} s] {step}")
+
+    def last(self, why: str) -> None:
+        """Say why the server ends."""
+        if self._as_json:
+            log.critical("%s", why)
+        else:
+            self._say(f"groundwire: {why}")
 
     def ready(self, url: str, *, needs_key: bool) -> None:
         from server.start import described
@@ -156,6 +169,8 @@ class _Progress:
         self("the start, step by step:")
         self._say("\n".join(f"  {line}" for line in described(self._start.records)))
         self(f"Groundwire is ready on {url}")
+        if self._as_json:
+            return
         key = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
         body = '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "What is Groundwire?"}]}'
         self._say(
@@ -164,4 +179,7 @@ class _Progress:
         )
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        if self._as_json:
+            log.info("%s", text)
+        else:
+            print(text, file=sys.stderr, flush=True)

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 
 from starlette.types import ASGIApp
 
 #: A request as the engine gets it. One with `messages` is a chat; any other is a text completion.
 Body = Mapping[str, Any]
+
+
+#: `traceparent` and `tracestate`, where a request belongs to a trace.
+TraceHeaders = Mapping[str, str]
+NO_TRACE: TraceHeaders = MappingProxyType({})
 
 
 def is_chat(body: Body) -> bool:
@@ -139,13 +145,23 @@ class Engine(Protocol):
         Its window, its counts and its health are those that a request for the model meets. Raises EngineRejected.
         """
 
-    async def complete(self, body: Body, request_id: str) -> bytes:
-        """A whole completion as JSON bytes, `id` being `request_id`.
+    async def complete(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> bytes:
+        """A whole completion as JSON bytes, `id` being `request_id`; its spans go below `trace_headers`.
 
         Cancelling the call aborts the engine's work. Raises EngineError.
         """
 
-    async def stream(self, body: Body, request_id: str) -> Events:
+    async def stream(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> Events:
         """Accept the request, then return its events, before the first token is there.
 
         Raises EngineError where the engine refuses; what fails later arrives as an `error` event.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from starlette.types import ASGIApp
 
 from server.engine.base import (
+    NO_TRACE,
     Body,
     Engine,
     EngineError,
@@ -15,6 +16,7 @@ from server.engine.base import (
     EngineUnreachable,
     Events,
     ModelCard,
+    TraceHeaders,
 )
 
 
@@ -66,11 +68,21 @@ class EnginePool:
             raise EngineRejected(f"no engine serves the model {model!r}", status=404, param="model")
         return self._serving[model]
 
-    async def complete(self, body: Body, request_id: str) -> bytes:
-        return await self.answering(body["model"]).complete(body, request_id)
+    async def complete(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> bytes:
+        return await self.answering(body["model"]).complete(body, request_id, trace_headers)
 
-    async def stream(self, body: Body, request_id: str) -> Events:
-        return await self.answering(body["model"]).stream(body, request_id)
+    async def stream(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> Events:
+        return await self.answering(body["model"]).stream(body, request_id, trace_headers)
 
     async def count_tokens(self, body: Body) -> int:
         return await self.answering(body["model"]).count_tokens(body)

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from server.engine.base import (
+    NO_TRACE,
     Body,
     Engine,
     EngineDead,
@@ -29,6 +30,7 @@ from server.engine.base import (
     EngineRejected,
     EngineTimings,
     ModelCard,
+    TraceHeaders,
     choices_of,
     is_chat,
 )
@@ -107,7 +109,12 @@ class ScriptedEngine:
     def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
         return self
 
-    async def complete(self, body: Body, request_id: str) -> bytes:
+    async def complete(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,  # noqa: ARG002
+    ) -> bytes:
         prompt_tokens = await self._accept(body)
         start = time.perf_counter()
         try:
@@ -132,7 +139,12 @@ class ScriptedEngine:
             }
         )
 
-    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
+    async def stream(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,  # noqa: ARG002
+    ) -> AsyncGenerator[bytes, None]:
         prompt_tokens = await self._accept(body)
         return self._events(body, request_id, prompt_tokens)
 

@@ -26,6 +26,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.types import ASGIApp, Message
 
 from server.engine.base import (
+    NO_TRACE,
     Body,
     Engine,
     EngineDead,
@@ -36,6 +37,7 @@ from server.engine.base import (
     EngineUnsupported,
     Events,
     ModelCard,
+    TraceHeaders,
     is_chat,
     refuse_uncounted,
 )
@@ -252,6 +254,8 @@ class VllmEngine:
         self._chat = _Kind(create_chat_completion, ChatCompletionRequest, TokenizeChatRequest)
         self._text = _Kind(create_completion, CompletionRequest, TokenizeCompletionRequest)
         self._tokenizer = client.renderer.get_tokenizer()
+        # Without, vLLM would warn of each trace that it is told of and does not send.
+        self._is_tracing = client.observability_config.otlp_traces_endpoint is not None
         self._timings = _TimingsLog()
         if client.logger_manager is not None:
             client.logger_manager.stat_loggers.append(self._timings)
@@ -282,12 +286,22 @@ class VllmEngine:
     def answering(self, model: str) -> Engine:  # noqa: ARG002 - it answers for all of them
         return self
 
-    async def complete(self, body: Body, request_id: str) -> bytes:
-        response = await self._route(body, request_id)
+    async def complete(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> bytes:
+        response = await self._route(body, request_id, trace_headers)
         return bytes(response.body)
 
-    async def stream(self, body: Body, request_id: str) -> Events:
-        response = await self._route(body, request_id)
+    async def stream(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> Events:
+        response = await self._route(body, request_id, trace_headers)
         if not isinstance(response, StreamingResponse):
             raise EngineError("vLLM answered a streamed request with a whole body")
         events = _Begun(response.body_iterator)
@@ -353,11 +367,12 @@ class VllmEngine:
     def _kind(self, body: Body) -> _Kind:
         return self._chat if is_chat(body) else self._text
 
-    async def _route(self, body: Body, request_id: str) -> Response:
+    async def _route(self, body: Body, request_id: str, trace_headers: TraceHeaders) -> Response:
         """Call vLLM's route function; when we are cancelled, it hears a client going away."""
         gone = asyncio.Event()
         # vLLM derives the completion's id from this header, so the header carries the id we minted.
-        raw = _raw_request(self._app, request_id.partition("-")[2], gone)
+        headers = trace_headers if self._is_tracing else NO_TRACE
+        raw = _raw_request(self._app, request_id.partition("-")[2], gone, headers)
         kind = self._kind(body)
         try:
             request = kind.request.model_validate(body)
@@ -398,8 +413,10 @@ def _texts(body: Body) -> Iterator[str]:
                 yield part["text"]
 
 
-def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
-    """The HTTP request that vLLM's functions ask for: no client header travels into the engine."""
+def _raw_request(
+    app: Any, request_id: str, gone: asyncio.Event, trace_headers: TraceHeaders = NO_TRACE
+) -> Request:
+    """The HTTP request that vLLM's functions ask for: no other header of the client's travels into the engine."""
 
     async def receive() -> Message:
         await gone.wait()
@@ -410,7 +427,11 @@ def _raw_request(app: Any, request_id: str, gone: asyncio.Event) -> Request:
         "method": "POST",
         "path": "/v1/chat/completions",
         "query_string": b"",
-        "headers": [(b"content-type", b"application/json"), (b"x-request-id", request_id.encode())],
+        "headers": [
+            (b"content-type", b"application/json"),
+            (b"x-request-id", request_id.encode()),
+            *((name.encode(), value.encode()) for name, value in trace_headers.items()),
+        ],
         "app": app,
         "state": {},
     }

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 from starlette.requests import ClientDisconnect
 
 from retrieval.trace import Trace
 from server.engine.base import EngineTimings
-from server.errors import Draining, Overloaded, mapped
+from server.errors import INTERNAL, Draining, Overloaded, mapped
+from server.plan import Plan
 from server.receipts import Receipt
 from server.telemetry.metrics import Metrics
+from server.telemetry.spans import OpenSpan, Told, Untraced, request_span, stage_span
 
 log = logging.getLogger("groundwire.request")
 
@@ -24,10 +27,7 @@ DRY_RUN = "dry_run"
 
 
 class Recording:
-    """Collects what is known of one request while it runs; `close(outcome)` observes it, once.
-
-    `trace_id` is the W3C trace that it belongs to, in 32 hex digits; durations have it as their exemplar.
-    """
+    """Collects what is known of one request while it runs; `close(outcome)` observes it, once."""
 
     def __init__(
         self,
@@ -35,11 +35,13 @@ class Recording:
         route: str,
         id_prefix: str = "chatcmpl",
         *,
-        trace_id: str | None = None,
+        request_id: str = "",
+        span: OpenSpan | None = None,
     ) -> None:
         self._metrics = metrics
         self._route = route
-        self.trace_id = trace_id
+        self._request_id = request_id
+        self._span = span or Untraced()
         self.trace = Trace()
         #: Minted here: the client's own request id never becomes an id of ours.
         self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
@@ -49,13 +51,34 @@ class Recording:
         self.timings: EngineTimings | None = None
         #: Called once, when all is known.
         self.on_close: Callable[[], None] | None = None
+        #: The body as it came, and what was understood of it, once they are known.
+        self.asked: Mapping[str, Any] = {}
+        self.plan: Plan | None = None
         self._receipt: Receipt | None = None
         self._engine_from: float | None = None
         self._first_token: float | None = None
         self._last_token = 0.0
         self._between_tokens: Callable[[float], None] | None = None
+        self._events: list[tuple[str, float]] = []
+        self._error: str | None = None
         self._failed: str | None = None
         self._cut = False
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace that the request belongs to: the client's or our own; None: none."""
+        return None if self._span.context is None else self._span.context.trace_id
+
+    @property
+    def sampled_trace_id(self) -> str | None:
+        """The same where someone keeps that trace, so that a link to it leads somewhere."""
+        context = self._span.context
+        return context.trace_id if context is not None and context.sampled else None
+
+    @property
+    def trace_headers(self) -> Mapping[str, str]:
+        """What tells an engine that its work belongs to the request's trace."""
+        return {} if self._span.context is None else self._span.context.headers()
 
     @property
     def receipt(self) -> Receipt:
@@ -76,11 +99,16 @@ class Recording:
         self._receipt = receipt
         self._engine_from = self.trace.elapsed_seconds()
 
+    def admitted(self) -> None:
+        """The request has its place; what it waited for that is no stage."""
+        self._events.append(("admitted", self.trace.elapsed_seconds()))
+
     def token(self, *, alone: bool = True) -> None:
         """The engine has handed out a token of the stream; not `alone`: the next one may come with it."""
         now = self.trace.elapsed_seconds()
         if self._first_token is None:
             self._first_token = now
+            self._events.append(("first_token", now))
             # Looked up once: this runs for each token.
             self._between_tokens = self._metrics.inter_token_seconds.labels(self._grounded).observe
         elif alone and self._between_tokens is not None:
@@ -123,7 +151,9 @@ class Recording:
         except (Overloaded, Draining):
             raise  # no place was had: admission has counted it, and under overload there are very many
         except Exception as error:
-            self.close("rejected" if mapped(error).status < 500 else "error")
+            row = mapped(error)
+            self._error = type(error).__name__ if row is INTERNAL else row.code or row.type
+            self.close("rejected" if row.status < 500 else "error")
             raise
 
     def close(self, outcome: str) -> None:
@@ -136,7 +166,12 @@ class Recording:
             self._unfinished_stages(outcome)
         seconds = self.trace.elapsed_seconds()
         self._observe(outcome, seconds)
-        log.info("%s %s %s %.3fs", self.completion_id, self._route, outcome, seconds)
+        self._log(outcome, seconds)
+        if self._span.wanted:
+            self._span.end(
+                request_span(self._told(outcome, seconds)),
+                [stage_span(record) for record in self.trace.records],
+            )
         # Let go of: it may hold the request, which holds this.
         on_close, self.on_close = self.on_close, None
         if on_close is not None:
@@ -144,7 +179,8 @@ class Recording:
 
     def _observe(self, outcome: str, seconds: float) -> None:
         metrics, grounded, receipt = self._metrics, self._grounded, self._receipt
-        exemplar = None if self.trace_id is None else {"trace_id": self.trace_id}
+        trace_id = self.sampled_trace_id
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
         metrics.request_seconds.labels(self._route, outcome, grounded).observe(seconds, exemplar)
         metrics.observe_stages(self.trace.records, exemplar)
         if self._first_token is not None:
@@ -161,6 +197,38 @@ class Recording:
                 metrics.routed.labels(receipt.route.size, receipt.route.reason).inc()
             metrics.observe_packing(receipt)
             metrics.observe_tokens(self.timings, receipt.context_tokens)
+
+    def _log(self, outcome: str, seconds: float) -> None:
+        fields = {
+            "completion_id": self.completion_id,
+            "route": self._route,
+            "outcome": outcome,
+            "duration_seconds": round(seconds, 6),
+            "timings_ms": self.trace.timings_ms(),
+        }
+        log.info(
+            "%s %s %s %.3fs",
+            self.completion_id,
+            self._route,
+            outcome,
+            seconds,
+            extra={"fields": fields},
+        )
+
+    def _told(self, outcome: str, seconds: float) -> Told:
+        return Told(
+            route=self._route,
+            request_id=self._request_id,
+            completion_id=self.completion_id,
+            outcome=outcome,
+            seconds=seconds,
+            error=self._error,
+            asked=self.asked,
+            plan=self.plan,
+            receipt=None if self._receipt is None else self.receipt,
+            engine=self.timings,
+            events=self._events,
+        )
 
     def _unfinished_stages(self, outcome: str) -> None:
         """What we saw ourselves, where the engine tells nothing: it did not finish, or keeps no statistics."""

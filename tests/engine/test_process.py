@@ -18,10 +18,20 @@ import pytest
 
 from retrieval.trace import STAGES
 from server.start import STEPS
-from tests.engine.real import QUESTION, START_SECONDS, ingest_folder, settings_for, write_documents
+from tests.engine.real import (
+    FACT,
+    QUESTION,
+    START_SECONDS,
+    ingest_folder,
+    settings_for,
+    write_documents,
+)
+from tests.server.api.bench import eventually
+from tests.server.collector import Collector, collecting
 
 pytestmark = pytest.mark.engine
 
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
 
 
@@ -33,6 +43,7 @@ class Served:
     popen: subprocess.Popen[bytes]
     url: str
     log: Path
+    collector: Collector
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +63,20 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "--data-dir",
         settings.data_dir,
     ]
-    with log.open("wb") as out:
+    with log.open("wb") as out, collecting() as collector:
+        tracing = ["--otlp-endpoint", collector.url, "--log-level", "debug"]
         popen = subprocess.Popen(
-            [*command, *settings.vllm_args],
+            [*command, *tracing, *settings.vllm_args],
             stdout=out,
             stderr=out,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "OTEL_BSP_SCHEDULE_DELAY": "100"},
         )
-    try:
-        url = wait_for_url(popen, log)
-        yield Served(psutil.Process(popen.pid), popen, url, log)
-    finally:
-        popen.kill()
-        popen.wait(30)
+        try:
+            url = wait_for_url(popen, log)
+            yield Served(psutil.Process(popen.pid), popen, url, log, collector)
+        finally:
+            popen.kill()
+            popen.wait(30)
 
 
 def wait_for_url(popen: subprocess.Popen[bytes], log: Path) -> str:
@@ -86,10 +98,33 @@ def test_answers_grounded(served: Served) -> None:
         "messages": [{"role": "user", "content": QUESTION}],
         "max_tokens": 4,
     }
-    answer = httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=120)
+    headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    answer = httpx.post(
+        f"{served.url}/v1/chat/completions", json=body, headers=headers, timeout=120
+    )
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-rag-status"] == "hit"
     assert "curl " in served.log.read_text()
+
+
+def test_vllm_s_span_is_below_ours(served: Served) -> None:
+    collector = served.collector
+    eventually(lambda: len([s for s in collector.spans if s.trace_id == TRACE]) >= len(STAGES) + 1)
+    (ours,) = collector.roots(gen_ai__operation__name="chat")
+    below = collector.below(ours)
+    assert set(below) == {*STAGES, "llm_request"} - {"rerank"}
+    vllm = below["llm_request"]
+    assert vllm.attributes["gen_ai.usage.completion_tokens"] == 4
+    assert vllm.resource["service.name"] == ours.resource["service.name"] == "groundwire"
+    assert ours.start <= vllm.start
+    assert vllm.end <= ours.end + 0.1
+
+
+def test_no_prompt_is_in_the_log_of_vllm_either(served: Served) -> None:
+    text = served.log.read_text()
+    assert "DEBUG" in text
+    assert QUESTION not in text
+    assert FACT not in text
 
 
 def test_the_log_speaks_after_vllm_is_loaded(served: Served) -> None:

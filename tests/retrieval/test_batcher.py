@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Sequence
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
 
+from retrieval.batch import Batcher
 from retrieval.embed import QueryBatcher, Vectors
 from retrieval.embed.batcher import MAX_QUERIES
 from retrieval.errors import EmbedderError
@@ -139,3 +141,13 @@ async def test_an_embedder_that_returns_too_few_vectors_fails_instead_of_hanging
     with pytest.raises(EmbedderError):
         await asyncio.wait_for(batcher.embed("a"), 10)
     await batcher.close()
+
+
+async def test_work_for_several_runs_in_the_context_of_none() -> None:
+    whose = ContextVar("whose", default="nobody")
+
+    async def work(items: list[int]) -> list[str]:
+        return [whose.get() for _ in items]
+
+    whose.set("the first")
+    assert await Batcher(work, 8).do(1) == "nobody"

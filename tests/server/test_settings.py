@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from server.cli import main
-from server.settings import Settings, SettingsError, load_settings
+from server.settings import Settings, SettingsError, child_environment, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No variables and no file but the test's own."""
     import os
 
-    for name in [name for name in os.environ if name.upper().startswith("GROUNDWIRE_")]:
+    for name in [name for name in os.environ if name.upper().startswith(("GROUNDWIRE_", "OTEL_"))]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -82,6 +82,10 @@ BAD = [
     ("request_timeout_seconds", "0"),
     ("chroma_url", "localhost:8000"),
     ("public_url", "example.com"),
+    ("otlp_endpoint", "localhost:4318"),
+    ("otlp_endpoint", "http://me:secret@localhost:4318"),
+    ("trace_ratio", "1.5"),
+    ("log_format", "xml"),
     ("log_level", "loud"),
     ("expose_engine_routes", "perhaps"),
     ("embedder_backend", "cuda"),
@@ -219,3 +223,52 @@ def test_an_unknown_flag_of_another_command(capsys: pytest.CaptureFixture[str]) 
 def test_a_published_index_has_its_own_catalog_and_vectors(own: dict[str, str]) -> None:
     assert load_settings({"published_dir": "/index"}).published_dir == Path("/index")
     assert "published_dir" in refusal({"published_dir": "/index", **own})
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "variables", "url"),
+    [
+        (None, {}, None),
+        ("http://a:4318/", {}, "http://a:4318/v1/traces"),
+        ("http://a/v1/traces", {}, "http://a/v1/traces"),
+        (None, {"ENDPOINT": "http://b/otlp/"}, "http://b/otlp/v1/traces"),
+        (None, {"ENDPOINT": "http://b", "TRACES_ENDPOINT": "http://c/spans"}, "http://c/spans"),
+        ("http://a", {"TRACES_ENDPOINT": "http://c/spans"}, "http://a/v1/traces"),
+        (None, {"ENDPOINT": "http://b", "PROTOCOL": "http/protobuf"}, "http://b/v1/traces"),
+        (
+            None,
+            {"ENDPOINT": "http://b", "TRACES_PROTOCOL": "http/protobuf", "PROTOCOL": "grpc"},
+            "http://b/v1/traces",
+        ),
+    ],
+)
+def test_where_traces_go(
+    monkeypatch: pytest.MonkeyPatch,
+    endpoint: str | None,
+    variables: dict[str, str],
+    url: str | None,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{name}", value)
+    settings = load_settings({} if endpoint is None else {"otlp_endpoint": endpoint})
+    assert settings.traces_url == url
+    variables = child_environment(settings)
+    assert variables.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") == (url and "http/protobuf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("OTEL_SDK_DISABLED", "true"), ("OTEL_TRACES_EXPORTER", "none")]
+)
+def test_opentelemetry_s_own_switches(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://b")
+    monkeypatch.setenv(name, value)
+    assert load_settings().traces_url is None
+
+
+def test_a_protocol_that_is_not_spoken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://b:4317")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    with pytest.raises(SettingsError, match="OTEL_EXPORTER_OTLP_PROTOCOL: 'grpc'"):
+        _ = load_settings().traces_url

@@ -14,12 +14,14 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from server.engine.base import (
+    NO_TRACE,
     Body,
     Engine,
     EngineError,
     EngineTimings,
     EngineUnreachable,
     ModelCard,
+    TraceHeaders,
     choices_of,
     is_chat,
     refuse_uncounted,
@@ -113,12 +115,22 @@ class UpstreamEngine:
             )
         self._cards = tuple(chosen)
 
-    async def complete(self, body: Body, request_id: str) -> bytes:
-        answer = await self._link.json(_path(body), self._body(body, stream=False))
+    async def complete(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> bytes:
+        answer = await self._link.json(_path(body), self._body(body, stream=False), trace_headers)
         return answers.completion(answer, request_id, self._link.where, chat=is_chat(body))
 
-    async def stream(self, body: Body, request_id: str) -> AsyncGenerator[bytes, None]:
-        response = await self._link.open(_path(body), self._body(body, stream=True))
+    async def stream(
+        self,
+        body: Body,
+        request_id: str,
+        trace_headers: TraceHeaders = NO_TRACE,
+    ) -> AsyncGenerator[bytes, None]:
+        response = await self._link.open(_path(body), self._body(body, stream=True), trace_headers)
         wants_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         events = self._events(response, body, request_id, wants_usage=wants_usage)
         await anext(events)  # a generator that never started would not close its connection

@@ -1,7 +1,7 @@
 """The connection to one upstream: a pool, its timeouts, and whether it is there.
 
-What is sent is never repeated: only a connection that could not be made is tried a second time. The client's
-headers never come here, so its key and cookies cannot travel on.
+What is sent is never repeated: only a connection that could not be made is tried a second time. Of the
+client's headers only its trace comes here, so its key and cookies cannot travel on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,13 @@ from typing import Any
 import httpx
 import orjson
 
-from server.engine.base import EngineError, EngineTimeout, EngineUnreachable
+from server.engine.base import (
+    NO_TRACE,
+    EngineError,
+    EngineTimeout,
+    EngineUnreachable,
+    TraceHeaders,
+)
 from server.engine.upstream import answers
 
 log = logging.getLogger(__name__)
@@ -74,9 +80,9 @@ class Link:
         """vLLM's route; beside its OpenAI API, not in it."""
         return f"{self._url.removesuffix('/v1')}/tokenize"
 
-    async def open(self, path: str, body: Any) -> httpx.Response:
+    async def open(self, path: str, body: Any, headers: TraceHeaders = NO_TRACE) -> httpx.Response:
         """An open response with a good status. Raises EngineError."""
-        response = await self._send("POST", f"{self._url}{path}", body)
+        response = await self._send("POST", f"{self._url}{path}", body, headers=headers)
         if response.status_code == 200:
             return response
         raw = await _rest(response)
@@ -85,9 +91,9 @@ class Link:
         retry_after = response.headers.get("retry-after")
         raise answers.refusal(response.status_code, raw, retry_after, self.where)
 
-    async def json(self, path: str, body: Any) -> Any:
+    async def json(self, path: str, body: Any, headers: TraceHeaders = NO_TRACE) -> Any:
         """A whole answer. Raises EngineError."""
-        return await self._loaded(await self.open(path, body))
+        return await self._loaded(await self.open(path, body, headers))
 
     async def models(self) -> Any:
         """Its list of models, asked as a probe. Raises EngineError."""
@@ -108,12 +114,18 @@ class Link:
             return response.status_code, None
 
     async def _send(
-        self, method: str, url: str, body: Any = None, seconds: float | None = None
+        self,
+        method: str,
+        url: str,
+        body: Any = None,
+        seconds: float | None = None,
+        headers: TraceHeaders = NO_TRACE,
     ) -> httpx.Response:
         request = self._client.build_request(
             method,
             url,
             content=None if body is None else orjson.dumps(body),
+            headers=headers,
             timeout=httpx.USE_CLIENT_DEFAULT if seconds is None else seconds,
         )
         try:

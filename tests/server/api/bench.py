@@ -40,6 +40,7 @@ from server.retriever import Caches
 from server.services import Services, _limits, answers, model_names, open_services
 from server.settings import Settings
 from server.telemetry.metrics import Metrics, new_registry
+from server.telemetry.spans import Tracer
 
 T = TypeVar("T")
 ROUTE = "/v1/chat/completions"
@@ -124,14 +125,17 @@ class Bench:
         dense: DenseSearch | None = None,
         key: str | None = None,
         instead: Mapping[str, Engine] | None = None,
+        tracer: Tracer | None = None,
         **changes: Any,
     ) -> Iterator[Running]:
         """An app of its own over the shared parts.
 
-        `key` is what its client sends; `instead` are engines to serve in place of the scripted one.
+        `key` is what its client sends; `instead` are engines to serve in place of the scripted one; `tracer`
+        traces its requests.
         """
         settings = Settings(**{**self.settings.model_dump(exclude_unset=True), **changes})
         services, engine = self._services(settings, script or Script(answer=ANSWER), dense, instead)
+        services = replace(services, tracer=tracer or services.tracer)
         app = create_app(settings, services)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         with (

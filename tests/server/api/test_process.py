@@ -46,7 +46,7 @@ class Process:
 
     @property
     def url(self) -> str | None:
-        found = [re.search(r"ready on (http://\S+)", line) for line in self.lines]
+        found = [re.search(r'ready on (http://[^\s"]+)', line) for line in self.lines]
         return next((match[1] for match in found if match), None)
 
     def ready(self) -> str:

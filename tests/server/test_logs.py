@@ -1,0 +1,111 @@
+"""logs: lines as text and as JSON, and what exceptions may say in them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import sys
+from contextvars import copy_context
+
+import pytest
+
+from server.telemetry.logs import (
+    HIDDEN,
+    JsonFormatter,
+    TextFormatter,
+    config_of_vllm,
+    in_request,
+    in_trace,
+)
+
+#: Not as it stands in these lines, which a stack quotes.
+SECRET = "-".join(("the", "secret", "question"))
+
+
+def record(message: str = "said %s", *args: object, error: bool = False) -> logging.LogRecord:
+    exc_info = sys.exc_info() if error else None
+    return logging.LogRecord("a.b", logging.WARNING, __file__, 1, message, args, exc_info)
+
+
+def failing() -> logging.LogRecord:
+    """An error in a request that comes from another, both of which quote what they got."""
+    in_request("req_1", None)
+    try:
+        try:
+            {}[SECRET]  # type: ignore[index]
+        except KeyError as error:
+            raise ExceptionGroup(SECRET, [ValueError(SECRET)]) from error
+    except ExceptionGroup:
+        return record("it failed", error=True)
+
+
+def in_a_request(formatter: logging.Formatter) -> str:
+    return copy_context().run(lambda: formatter.format(failing()))
+
+
+def test_a_line_of_json() -> None:
+    line = json.loads(JsonFormatter().format(record("said %s\n%s", "ü\ud83d", 1)))
+    assert line.pop("time").endswith("+00:00")
+    assert line == {"level": "warning", "logger": "a.b", "message": "said ü\ud83d\n1"}
+
+
+def test_a_line_of_a_request() -> None:
+    def line() -> dict[str, object]:
+        in_request("req_1", None)
+        first: dict[str, object] = json.loads(JsonFormatter().format(record("x")))
+        assert "trace_id" not in first
+        in_trace("abc")
+        said = record("x")
+        said.fields = {"outcome": "ok"}
+        again: dict[str, object] = json.loads(JsonFormatter().format(said))
+        return again
+
+    said = copy_context().run(line)
+    assert (said["request_id"], said["trace_id"], said["outcome"]) == ("req_1", "abc", "ok")
+    assert "request_id" not in json.loads(JsonFormatter().format(record("x")))
+
+
+@pytest.mark.parametrize("kind", [TextFormatter, JsonFormatter])
+def test_what_exceptions_say_in_a_request_is_left_out(kind: type[TextFormatter]) -> None:
+    text = in_a_request(kind())
+    assert SECRET not in text
+    for name in ("ExceptionGroup", "ValueError", "KeyError"):
+        assert f"{name} {HIDDEN}" in text
+    assert "in failing" in text
+
+
+@pytest.mark.parametrize("kind", [TextFormatter, JsonFormatter])
+def test_where_content_is_logged_they_say_it(kind: type[TextFormatter]) -> None:
+    text = in_a_request(kind(content=True))
+    assert f"ValueError: {SECRET}" in text
+    assert HIDDEN not in text
+
+
+def test_outside_of_a_request_they_say_it() -> None:
+    try:
+        raise ValueError("no such folder")
+    except ValueError:
+        text = TextFormatter().format(record("it failed", error=True))
+    assert "ValueError: no such folder" in text
+
+
+def test_another_handler_s_text_is_not_taken_over() -> None:
+    def both() -> str:
+        said = failing()
+        logging.Formatter().format(said)
+        return TextFormatter().format(said)
+
+    assert SECRET not in copy_context().run(both)
+
+
+def test_vllm_s_own_log_reads_its_formatter_from_here() -> None:
+    config = json.loads(json.dumps(config_of_vllm("DEBUG", content=False)))
+    logger = logging.getLogger("vllm")
+    kept = logger.handlers[:], logger.level, logger.propagate
+    try:
+        logging.config.dictConfig(config)
+        (handler,) = logger.handlers
+        assert json.loads(handler.format(record("x")))["message"] == "x"
+    finally:
+        logger.handlers[:], logger.level, logger.propagate = kept
