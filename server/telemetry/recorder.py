@@ -103,7 +103,6 @@ class Recording:
 
     def first_token(self) -> None:
         self._first_token = self.trace.elapsed_seconds()
-        self._events.append(("first_token", self._first_token))
 
     def failed(self, outcome: str) -> None:
         """The answer broke off after its first byte, where no status can say so any more."""
@@ -198,6 +197,7 @@ class Recording:
         )
 
     def _told(self, outcome: str, seconds: float) -> Told:
+        first = [] if self._first_token is None else [("first_token", self._first_token)]
         return Told(
             route=self._route,
             request_id=self._request_id,
@@ -209,7 +209,7 @@ class Recording:
             plan=self.plan,
             receipt=None if self._receipt is None else self.receipt,
             engine=self.timings,
-            events=self._events,
+            events=[*self._events, *first],
         )
 
     def _unfinished_stages(self, outcome: str) -> None:
