@@ -108,7 +108,6 @@ class Recording:
         now = self.trace.elapsed_seconds()
         if self._first_token is None:
             self._first_token = now
-            self._events.append(("first_token", now))
             # Looked up once: this runs for each token.
             self._between_tokens = self._metrics.inter_token_seconds.labels(self._grounded).observe
         elif alone and self._between_tokens is not None:
@@ -216,6 +215,7 @@ class Recording:
         )
 
     def _told(self, outcome: str, seconds: float) -> Told:
+        first = [] if self._first_token is None else [("first_token", self._first_token)]
         return Told(
             route=self._route,
             request_id=self._request_id,
@@ -227,7 +227,7 @@ class Recording:
             plan=self.plan,
             receipt=None if self._receipt is None else self.receipt,
             engine=self.timings,
-            events=self._events,
+            events=[*self._events, *first],
         )
 
     def _unfinished_stages(self, outcome: str) -> None:

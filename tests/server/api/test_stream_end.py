@@ -9,7 +9,7 @@ import pytest
 from openai import OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from server.engine.base import Body
+from server.engine.base import NO_TRACE, Body, TraceHeaders
 from server.engine.scripted import Script, ScriptedEngine
 from server.weave import event
 from tests.server.api.bench import QUESTION, ROUTE, Bench, Running, eventually
@@ -102,8 +102,10 @@ def test_no_usage_where_none_was_asked_for(bench: Bench) -> None:
 class Slow(ScriptedEngine):
     """Says nothing before its first token, not even that it accepted: as some servers do over HTTP."""
 
-    async def stream(self, body: Body, request_id: str) -> Any:
-        events = await super().stream(body, request_id)
+    async def stream(
+        self, body: Body, request_id: str, trace_headers: TraceHeaders = NO_TRACE
+    ) -> Any:
+        events = await super().stream(body, request_id, trace_headers)
         first = await anext(events)
 
         async def rest() -> AsyncIterator[bytes]:
