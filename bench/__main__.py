@@ -34,6 +34,7 @@ from bench.scenarios import (
     search,
     stages,
     start,
+    telemetry,
 )
 
 #: Names that the tables have already.
@@ -52,6 +53,7 @@ SCENARIOS = (
     Scenario("off", "retrieval off", off.run),
     Scenario("grounded", "grounded, same final prompt", grounded.run),
     Scenario("conversation", "the sixth turn", conversation.run),
+    Scenario("telemetry", "telemetry on and off, 32 streams", telemetry.run),
     Scenario("ingest-beside", "a stream during an ingest", ingest_beside.run),
     Scenario("overload", "four times the capacity", overload.run),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from bench.servers import STORE, Server, bare_vllm, groundwire
+from bench.servers import PROGRAM, STORE, Server, bare_vllm, groundwire
 from bench.synthetic import TOPICS, Topics, embed_topics, write_store
 from server.bundled import chat_model_flags, prepare_chat_model
 from server.settings import BUNDLED_CHAT_MODEL, load_settings
@@ -130,14 +130,17 @@ class Lab:
         model = prepare_chat_model(load_settings().models_dir, print)
         return bare_vllm(model, BUNDLED_CHAT_MODEL, self.engine_flags, log)
 
-    def ours(self, data: Path) -> AbstractContextManager[Server]:
-        """Groundwire over `data`, not started yet, with the same flags."""
+    def ours(
+        self, data: Path, *, program: Sequence[str] = PROGRAM
+    ) -> AbstractContextManager[Server]:
+        """Groundwire over `data`, not started yet, with the same flags; `program` in place of its command."""
         return groundwire(
             data,
-            self.folder / "groundwire.log",
+            self.folder / ("groundwire.log" if program == PROGRAM else "other.log"),
             model=BUNDLED_CHAT_MODEL,
             flags=self.engine_flags,
             scripted=self.scripted,
+            program=program,
         )
 
 

@@ -22,6 +22,7 @@ START_SECONDS = 600
 #: How often a server that starts is looked for.
 LOOK_SECONDS = 0.02
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
+PROGRAM = (str(GROUNDWIRE),)
 SCRIPTED_MODEL = "scripted"
 STORE = "bench"
 #: Long enough for any answer length that a scenario asks for; about vLLM's pace on a small GPU.
@@ -126,12 +127,13 @@ def groundwire(
     script: Mapping[str, Any] = SCRIPT,
     settings: Mapping[str, Any] = MappingProxyType({}),
     name: str = "Groundwire",
+    program: Sequence[str] = PROGRAM,
 ) -> Iterator[Server]:
     """Our server over `data_dir`; `scripted` puts the engine without weights below it, which does `script`."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [
-        str(GROUNDWIRE), "serve", "--port", str(port), "--data-dir", str(data_dir),
+        *program, "serve", "--port", str(port), "--data-dir", str(data_dir),
         "--log-level", "warning", *(["--default-store", store] if store else []), *flags,
     ]  # fmt: skip
     environment = {f"GROUNDWIRE_{name.upper()}": str(value) for name, value in settings.items()}

@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from retrieval.cache import Bounds, Cache
@@ -17,7 +16,6 @@ from server.answering import Answering
 from server.answers import Answers, answer_bytes
 from server.auth import Keys
 from server.canary import Canary, canary_settings
-from server.catalog import Catalog
 from server.embedding import check_embedder, open_embedder
 from server.engine.base import Engine, EngineDead, EngineUnreachable, ModelCard
 from server.engine.pool import pooled
@@ -151,7 +149,7 @@ async def open_services(
         if probing is not None:
             _run(Canary(handover, metrics, probing).watch(), stack)
         _run(_watch(services), stack)
-        _run(Sampler(metrics, lambda: _sampled(handover), settings.metrics_stores).watch(), stack)
+        _run(Sampler(metrics, handover.lease, settings.metrics_stores).watch(), stack)
         metrics.observe_start(start.records)
         metrics.tell_build(build_of(settings, embedder.name), models.chat)
         if settings.push_url is not None:
@@ -230,11 +228,6 @@ def model_names(settings: Settings, cards: Sequence[ModelCard], embedder: str) -
 def shown_tenants(settings: Settings) -> list[str]:
     """The tenants that have a label of their own in the metrics: the first by name."""
     return sorted(Keys(settings.api_keys, b"").tenants)[: settings.metrics_tenants]
-
-
-def _sampled(handover: Handover) -> tuple[Catalog, Path]:
-    knowledge = handover.current
-    return knowledge.catalog, knowledge.data_dir
 
 
 async def _watch(services: Services) -> None:

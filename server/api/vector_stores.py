@@ -75,6 +75,7 @@ async def _search(
         scope=((store.tenant, store.version),),
         timeout_seconds=deadline,
     )
+    services.metrics.observe_search(retrieval.best_similarity, retrieval.candidates)
     threshold = ranking.score_threshold or 0.0
     good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]
     return receipts.search_page(asked.query, good[: asked.max_num_results], include_text=True)

@@ -36,7 +36,10 @@ class _Both:
 
     def collect(self) -> Iterator[Metric]:
         for registry in self._registries:
-            yield from registry.collect()
+            for family in registry.collect():
+                # When each counter began: as many lines as there are counters, and Prometheus reads none of them.
+                family.samples = [s for s in family.samples if not s.name.endswith("_created")]
+                yield family
 
 
 def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:

@@ -7,7 +7,9 @@ import fcntl
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
 from server.catalog import Catalog
 from server.telemetry.index import sizes
@@ -20,17 +22,31 @@ log = logging.getLogger(__name__)
 SAMPLE_SECONDS = 15.0
 
 
-class Sampler:
-    """Reads the stores' sizes from the current catalog, and the ingests' totals from its data directory.
+class Sampled(Protocol):
+    """An index, as far as it is sampled."""
 
-    `current` gives both: a server of published versions changes them. `max_stores` stores have a label of their own.
+    @property
+    def catalog(self) -> Catalog: ...
+
+    @property
+    def data_dir(self) -> Path: ...
+
+
+class Sampler:
+    """Reads the stores' sizes from the catalog, and the ingests' totals from the data directory.
+
+    `lease` gives the current ones and keeps them open: a server of published versions changes them. `max_stores`
+    stores have a label of their own.
     """
 
     def __init__(
-        self, metrics: Metrics, current: Callable[[], tuple[Catalog, Path]], max_stores: int
+        self,
+        metrics: Metrics,
+        lease: Callable[[], AbstractContextManager[Sampled]],
+        max_stores: int,
     ) -> None:
         self._metrics = metrics
-        self._current = current
+        self._lease = lease
         self._max_stores = max_stores
         self._failing = False
 
@@ -40,7 +56,7 @@ class Sampler:
             try:
                 await self.sample()
                 self._failing = False
-            except Exception as error:  # the catalog is away, or just being closed for a newer one
+            except Exception as error:  # whatever it is, the server goes on without these numbers
                 if not self._failing:
                     log.warning("the index's metrics cannot be read: %s", error)
                 self._failing = True
@@ -48,10 +64,11 @@ class Sampler:
 
     async def sample(self) -> None:
         """Read everything once. Raises CatalogUnavailable."""
-        catalog, data_dir = self._current()
-        stores, counts = await catalog.every_store(), await catalog.file_counts()
-        totals = await asyncio.to_thread(read_totals, data_dir)
-        running = await asyncio.to_thread(is_held, data_dir / "ingest.lock")
+        with self._lease() as current:
+            stores = await current.catalog.every_store()
+            counts = await current.catalog.file_counts()
+            totals = await asyncio.to_thread(read_totals, current.data_dir)
+            running = await asyncio.to_thread(is_held, current.data_dir / "ingest.lock")
         metrics = self._metrics
         metrics.index = sizes(stores, counts, self._max_stores, OTHER)
         metrics.ingests, metrics.ingest_running = totals, running

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from prometheus_client import Gauge
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from retrieval.trace import STAGES, Trace
 from retrieval.types import Candidate, Drop, Passage
@@ -156,6 +157,7 @@ def test_the_page_holds_the_processs_metrics_too(metrics: Metrics, accept: str, 
     assert content_type.startswith(kind)
     assert b'groundwire_retrievals_total{status="hit"} 1.0' in body
     assert b"process_cpu_seconds_total" in body
+    assert b"_created" not in body
 
 
 def test_vllm_s_metrics_have_their_names_whoever_asks() -> None:
@@ -217,6 +219,24 @@ def test_exemplars_carry_the_trace(metrics: Metrics) -> None:
         "groundwire_time_to_first_token_seconds",
     }
     assert "trace_id" not in exposition(metrics.registry, "")[0].decode()
+
+
+def test_a_strict_reader_reads_the_page(metrics: Metrics) -> None:
+    metrics.ingests = metrics.ingests.plus("ok", {"added": 1}, {"embed": [0.2], "load": [9e9]}, 1.0)
+    recording = Recording(metrics, "/r", trace_id="ab" * 16)
+    recording.grounded_in(receipt())
+    for _ in range(3):
+        recording.token()
+    recording.engine_finished(TIMINGS)
+    recording.close("ok")
+    page = exposition(metrics.registry, "application/openmetrics-text; version=1.0.0")[0].decode()
+    read = {family.name: family for family in text_string_to_metric_families(page)}
+    for one in metrics.definitions:
+        family = read[one.name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (one.kind, one.help)
+        for sample in family.samples:
+            assert sample.name in one.series
+            assert set(sample.labels) - {"le"} == set(one.labels)
 
 
 def test_the_time_between_tokens(metrics: Metrics) -> None:

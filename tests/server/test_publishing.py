@@ -16,6 +16,7 @@ from server.auth import signing_key
 from server.catalog import LOCAL_TENANT, Catalog, sqlite_url
 from server.ingestion import Publication, publish_paths
 from server.published import InUse, current, folder, writer_lock
+from server.telemetry.ingests import read_totals
 from tests.server.api.bench import GROUNDWIRE
 from tests.server.ingest_child import HashEmbedder, job
 
@@ -66,6 +67,9 @@ async def test_each_version_is_the_last_one_and_what_changed(
     assert signing_key(folder(published, 1) / "secret") == signing_key(
         folder(published, 2) / "secret"
     )
+
+    assert read_totals(folder(published, 1)).runs == {"ok": 1}
+    assert read_totals(folder(published, 2)).files == {"added": 2, "replaced": 1, "unchanged": 1}
 
     again = await publish()
     assert (again.version, again.new, again.report.unchanged) == (2, False, 2)

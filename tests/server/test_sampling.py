@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -18,6 +19,12 @@ from server.telemetry.metrics import Metrics, new_registry
 from server.telemetry.sampling import Sampler, is_held
 
 pytestmark = pytest.mark.anyio
+
+
+@dataclass(frozen=True)
+class Index:
+    catalog: Catalog
+    data_dir: Path
 
 
 def store(number: int, name: str, tenant: str = "local", version: int = 1) -> Store:
@@ -70,7 +77,7 @@ async def test_the_page_shows_what_was_sampled(tmp_path: Path) -> None:
     write_totals(tmp_path, IngestTotals().plus("ok", {"added": 2}, {"embed": [0.2, 40.0]}, 99.0))
     async with await Catalog.open(sqlite_url(tmp_path / "catalog.db")) as catalog:
         await catalog.create_store("local", "docs")
-        sampler = Sampler(metrics, lambda: (catalog, tmp_path), 20)
+        sampler = Sampler(metrics, lambda: nullcontext(Index(catalog, tmp_path)), 20)
         async with ingest_lock(tmp_path / "ingest.lock", 1.0, lambda _: None):
             await sampler.sample()
     page = exposition(metrics.registry, "")[0].decode()
@@ -95,7 +102,7 @@ async def test_a_catalog_that_is_away_is_told_of_once(
     tries = anyio.Event()
     count = 0
 
-    def away() -> tuple[Catalog, Path]:
+    def away() -> AbstractContextManager[Index]:
         nonlocal count
         count += 1
         if count == 3:
