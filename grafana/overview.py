@@ -221,8 +221,9 @@ PROCESS = Row(
     "The process",
     [
         Panel(
-            "bars", "Steps of the last start", [Query(series("groundwire_start_step_duration_seconds"),
-            "{{step}} ({{instance}})")], unit="s",
+            "bars", "Steps of the last start",
+            [Query(f"sort_desc({series('groundwire_start_step_duration_seconds')})", "{{step}} ({{instance}})")],
+            unit="s",
             shows="How long each step took; several run beside others, so they do not add up (`docs/metrics.md`).",
             bad="`engine` is nearly all of it on a GPU; any other that takes minutes is worth a look.",
             do="Compile caches and local weights for `engine`; `groundwire setup` beforehand for downloads.",

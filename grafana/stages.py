@@ -83,16 +83,16 @@ WHERE = Row(
             [Query(f"{rate(f'{STAGE}_sum', 'stage')} / scalar({rate(f'{REQUESTS}_count')})", "{{stage}}")],
             unit="s", width=16, height=10,
             shows="What an average request spends in each stage; the widest band is the step that makes answers "
-            "slow. `lexical` runs beside "
-            "`embed` and `search`, so the stack is a little higher than a request is long.",
+            "slow. `lexical` runs beside `embed` and `search`, so the stack is a little higher than a request is long.",
             bad="A band that has become wider than it was.",
             do="Find its row below: each panel says what slow means there.",
         ),
         Panel(
-            "bars", "Mean of each stage, now", [Query(f"sort_desc({mean(STAGE, 'stage')})", "{{stage}}")], unit="s", width=8,
+            "bars", "Mean of each stage, now",
+            [Query(f"sort_desc({mean(STAGE, 'stage')})", "{{stage}}")], unit="s", width=8,
             height=10,
             shows="Mean seconds of one run of the stage; only requests that had it count.",
-            bad="Any but `prefill` and `decode` above 0.1 s; the log scale of the stages is milliseconds.",
+            bad="Any but `prefill` and `decode` above 0.1 s: the others take milliseconds.",
             do="Find its row below.",
         ),
         Panel(

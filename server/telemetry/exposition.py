@@ -52,9 +52,8 @@ def exposition(registry: CollectorRegistry, accept: str) -> tuple[bytes, str]:
     if content_type.startswith(OPENMETRICS):
         # Its escaping by underscores also takes the colon, which is a legal one, out of `vllm:` names, so that a
         # metric would be called by what the scraper reads (client_python issue 1177). Ours need no escaping.
-        return generate_openmetrics(
-            both, escaping=ALLOWUTF8
-        ), f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
+        page: bytes = generate_openmetrics(both, escaping=ALLOWUTF8)  # type: ignore[no-untyped-call]
+        return page, f"{OPENMETRICS}; version=1.0.0; charset=utf-8"
     return encode(both), content_type
 
 

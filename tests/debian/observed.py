@@ -31,6 +31,8 @@ from tests.server.api.test_process import serving
 #: Scraped and evaluated each second, so that a minute of traffic is a graph.
 EVERY = "1s"
 WINDOW_SECONDS = 10
+#: So small a batch that requests wait for it.
+FEW = ("--max-num-seqs=2",)
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def engine(home: Path, golden: Path) -> Iterator[str]:
     log = home.parent / "engine.log"
     with log.open("wb") as out:
         popen = subprocess.Popen(
-            [GROUNDWIRE, "serve", "--port", "0", "--data-dir", home, *settings_for(home).vllm_args],
+            [GROUNDWIRE, "serve", "--port", "0", "--data-dir", home, *settings_for(home).vllm_args, *FEW],
             stdout=out, stderr=out, env={**os.environ, **variables, "PYTHONUNBUFFERED": "1"},
         )  # fmt: skip
     try:

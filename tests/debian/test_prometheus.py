@@ -24,10 +24,8 @@ pytestmark = pytest.mark.debian
 
 RULES = sorted((FOLDER / "rules").glob("*.yml"))
 EVERY_BOARD = pytest.mark.parametrize("uid", [board.uid for board in DASHBOARDS])
-#: Panels whose healthy value is 0, all the time.
-RESTING = {
-    "Preemptions", "Waiting, by reason",
-}  # fmt: skip
+#: Panels that stay at 0 here: a model this small leaves its KV cache nearly empty.
+RESTING = {"Preemptions"}
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from prometheus_client import Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from retrieval.trace import STAGES, Trace
@@ -41,7 +42,7 @@ def receipt(status: Any = "hit", tokens: int = 40) -> Receipt:
 def test_registries_are_apart() -> None:
     one, two = Metrics(new_registry()), Metrics(new_registry())
     one.retrievals.labels("hit").inc()
-    assert value(two, "retrievals_total", status="hit") is None
+    assert value(two, "retrievals_total", status="hit") == 0
 
 
 def test_names_carry_the_prefix_and_the_unit(metrics: Metrics) -> None:
@@ -157,6 +158,19 @@ def test_the_page_holds_the_processs_metrics_too(metrics: Metrics, accept: str, 
     assert b'groundwire_retrievals_total{status="hit"} 1.0' in body
     assert b"process_cpu_seconds_total" in body
     assert b"_created" not in body
+
+
+def test_vllm_s_metrics_have_their_names_whoever_asks() -> None:
+    """client_python takes the colon out for a scraper that asks for OpenMetrics with its default escaping."""
+    registry = new_registry()
+    Gauge("vllm:num_requests_running", "As vLLM names its own.", registry=registry).set(3)
+    for accept in (
+        "",
+        "application/openmetrics-text",
+        "application/openmetrics-text; version=1.0.0; escaping=underscores",
+    ):
+        body, _ = exposition(registry, accept)
+        assert b"\nvllm:num_requests_running 3.0\n" in body, accept
 
 
 def samples(metrics: Metrics, name: str) -> list[Any]:
