@@ -22,6 +22,8 @@ from server.telemetry.build import build_of
 from server.telemetry.exposition import exposition
 from server.telemetry.metrics import MAX_MODELS, Metrics, new_registry
 from server.telemetry.recorder import DRY_RUN, Recording
+from server.telemetry.spans import Untraced
+from server.telemetry.traceparent import TraceContext
 
 TIMINGS = EngineTimings(0.1, 0.2, 0.3, prompt_tokens=100, completion_tokens=7, cached_tokens=64)
 
@@ -203,14 +205,19 @@ def test_buckets_are_in_order(own: Any) -> None:
         assert len(bounds) <= 20
 
 
+def traced(trace_id: str, *, sampled: bool = True) -> Untraced:
+    return Untraced(TraceContext(trace_id, "00f067aa0ba902b7", sampled))
+
+
 def test_exemplars_carry_the_trace(metrics: Metrics) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    recording = Recording(metrics, "/r", trace_id=trace_id)
+    recording = Recording(metrics, "/r", span=traced(trace_id))
     with recording.trace.stage("embed"):
         pass
     recording.token()
     recording.close("ok")
     Recording(metrics, "/untraced").close("ok")
+    Recording(metrics, "/kept-by-nobody", span=traced("cd" * 16, sampled=False)).close("ok")
     page = exposition(metrics.registry, "application/openmetrics-text; version=1.0.0")[0].decode()
     marked = [line for line in page.splitlines() if f'# {{trace_id="{trace_id}"}}' in line]
     assert {line.partition("{")[0].removesuffix("_bucket") for line in marked} == {
@@ -218,12 +225,13 @@ def test_exemplars_carry_the_trace(metrics: Metrics) -> None:
         "groundwire_stage_duration_seconds",
         "groundwire_time_to_first_token_seconds",
     }
+    assert "cdcd" not in page
     assert "trace_id" not in exposition(metrics.registry, "")[0].decode()
 
 
 def test_a_strict_reader_reads_the_page(metrics: Metrics) -> None:
     metrics.ingests = metrics.ingests.plus("ok", {"added": 1}, {"embed": [0.2], "load": [9e9]}, 1.0)
-    recording = Recording(metrics, "/r", trace_id="ab" * 16)
+    recording = Recording(metrics, "/r", span=traced("ab" * 16))
     recording.grounded_in(receipt())
     for _ in range(3):
         recording.token()
