@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -16,6 +17,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from server.telemetry.buckets import Buckets
 from server.telemetry.definitions import Definition, Kind
 from server.telemetry.ingests import StepTotals
 
@@ -98,6 +100,40 @@ class Elsewhere(Collector):
         return _FAMILIES[one.kind](one.name, one.help, labels=one.labels)
 
 
+class _Tally:
+    """One series of a LoopHistogram."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: Buckets) -> None:
+        self._bounds, self._counts, self._sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, amount: float) -> None:
+        self._counts[bisect_left(self._bounds, amount)] += 1
+        self._sum += amount
+
+    @property
+    def totals(self) -> StepTotals:
+        return StepTotals(tuple(self._counts), self._sum, self._bounds)
+
+
+class LoopHistogram:
+    """A histogram that only the event loop observes: without locks it takes a fraction, which counts for each token.
+
+    It has no exemplars. Who reads it in another thread may miss what is observed just then.
+    """
+
+    def __init__(self, bounds: Buckets) -> None:
+        self._bounds = bounds
+        self._series: dict[tuple[str, ...], _Tally] = {}
+
+    def labels(self, *values: str) -> _Tally:
+        return self._series.setdefault(values, _Tally(self._bounds))
+
+    def read(self) -> Values:
+        return {values: tally.totals for values, tally in list(self._series.items())}
+
+
 class Maker:
     """Makes metrics in one registry, and notes what each of them is."""
 
@@ -123,6 +159,11 @@ class Maker:
         """`buckets` by the value of the first label."""
         name = self._noted(name, "histogram", what, labels).name
         return SplitHistogram(name, what, labels, buckets, self._registry)
+
+    def loop_histogram(self, name: str, what: str, buckets: Buckets, *labels: str) -> LoopHistogram:
+        made = LoopHistogram(buckets)
+        self.elsewhere(name, "histogram", what, made.read, *labels)
+        return made
 
     def elsewhere(
         self, name: str, kind: Kind, what: str, read: Callable[[], Values], *labels: str

@@ -81,7 +81,7 @@ class Metrics:
             buckets.TTFT,
             "grounded",
         )
-        self.inter_token_seconds = make.histogram(
+        self.inter_token_seconds = make.loop_histogram(
             "inter_token_latency_seconds",
             "Seconds from one token of a stream to the next, as the engine hands them out and the client takes them; "
             "not of requests for several choices.",

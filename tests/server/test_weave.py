@@ -392,3 +392,24 @@ def test_a_refusal_is_a_completion() -> None:
     assert made["object"] == "chat.completion"
     assert made["choices"][0]["message"]["content"] == "No."
     assert made["choices"][0]["finish_reason"] == "stop"
+
+
+CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m",'
+
+
+@pytest.mark.parametrize(
+    ("rest", "holds"),
+    [
+        (b'"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}', False),
+        (b'"choices":[{"index":0,"delta":{"content":" word"},"finish_reason":null}]}', True),
+        (b'"choices":[{"index":0,"delta":{"content":"a = [] or {}"}}]}', True),
+        (rb'"choices":[{"index":0,"delta":{"content":"\"choices\":[] \"role\" \"delta\":{}"}}]}', True),
+        (b'"choices":[{"index":0,"delta":{"content":""},"finish_reason":"stop"}]}', True),
+        (b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}', False),
+        (b'"choices":[],"usage":{"prompt_tokens":1}}', False),
+        (b'"choices":[{"index":0,"text":" word"}]}', True),
+    ],
+)  # fmt: skip
+def test_which_events_hold_a_token(rest: bytes, holds: bool) -> None:
+    assert weave.has_token(CHUNK + rest + b"\n\n") is holds
+    assert not weave.has_token(weave.DONE)
