@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -81,7 +82,14 @@ def postgres() -> Iterator[Postgres]:
 
 @pytest.fixture(scope="session")
 def pushgateway() -> Iterator[str]:
-    """The URL of a Prometheus Pushgateway."""
+    """The URL of a Prometheus Pushgateway, which whoever asks for it shares."""
+    with running_pushgateway() as url:
+        yield url
+
+
+@contextmanager
+def running_pushgateway() -> Iterator[str]:
+    """The URL of a Prometheus Pushgateway of one's own."""
     program = shutil.which("prometheus-pushgateway")
     assert program, "the Pushgateway is missing: apt-get install prometheus-pushgateway"
     url = f"http://127.0.0.1:{(port := free_port())}"

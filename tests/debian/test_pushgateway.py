@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.debian.servers import running_pushgateway
 from tests.server.api.bench import DEADLINE_SECONDS, ROUTE, chat, eventually
 from tests.server.api.test_process import Process, serving
 
@@ -34,10 +35,16 @@ def ask(process: Process) -> None:
     assert answer.status_code == 200
 
 
+@pytest.fixture
+def gateway() -> Iterator[str]:
+    with running_pushgateway() as url:
+        yield url
+
+
 def test_a_clean_end_takes_its_series_away_and_a_kill_leaves_them(
-    pushgateway: str, tmp_path: Path
+    gateway: str, tmp_path: Path
 ) -> None:
-    often = {"push_url": pushgateway, "push_seconds": "0.1"}
+    often = {"push_url": gateway, "push_seconds": "0.1"}
     with (
         serving(tmp_path / "one", push_instance="one", **often) as one,
         serving(tmp_path / "two", push_instance="two", **often) as two,
@@ -46,19 +53,19 @@ def test_a_clean_end_takes_its_series_away_and_a_kill_leaves_them(
         for process in (one, two, three):
             ask(process)
         named = rf".+:{three.popen.pid}"
-        eventually(lambda: len(instances(pushgateway)) == 3)
-        (third,) = instances(pushgateway) - {"one", "two"}
+        eventually(lambda: len(instances(gateway)) == 3)
+        (third,) = instances(gateway) - {"one", "two"}
         assert re.fullmatch(named, third)
 
         one.popen.kill()
         one.popen.wait(DEADLINE_SECONDS)
         two.popen.terminate()
         assert two.ended() == 0
-        eventually(shows(pushgateway, "one", third))
+        eventually(shows(gateway, "one", third))
         assert not any("Traceback" in line or "WARNING" in line for line in two.lines)
 
-        httpx.delete(f"{pushgateway}/metrics/job/groundwire/instance/one", trust_env=False)
-        eventually(shows(pushgateway, third))
+        httpx.delete(f"{gateway}/metrics/job/groundwire/instance/one", trust_env=False)
+        eventually(shows(gateway, third))
         three.popen.terminate()
         assert three.ended() == 0
-        eventually(shows(pushgateway))
+        eventually(shows(gateway))
