@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,15 @@ class Span:
 
 
 class Prometheus:
-    """The API of one Prometheus. Raises httpx.HTTPError, and ValueError where it refuses a query."""
+    """The API of one Prometheus, until it is closed. Raises httpx.HTTPError, and ValueError where it refuses a query."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(
             base_url=f"{url.rstrip('/')}/api/v1", timeout=60, trust_env=False
         )
+
+    def close(self) -> None:
+        self._client.close()
 
     def get(self, path: str, **parameters: Any) -> Any:
         answer = self._client.post(path, data=parameters) if parameters else self._client.get(path)
@@ -108,12 +112,12 @@ def main() -> None:
     args = parser.parse_args()
     now = time.time()
     span = Span(now - 60 * args.minutes, now, 60)
-    prometheus = Prometheus(args.url)
-    for path in sorted(PAGE.with_name("dashboards").glob("*.json")):
-        board = json.loads(path.read_text())
-        (args.folder / f"{path.stem}.html").write_text(
-            page(board, answers(board, prometheus, span), span)
-        )
+    with closing(Prometheus(args.url)) as prometheus:
+        for path in sorted(PAGE.with_name("dashboards").glob("*.json")):
+            board = json.loads(path.read_text())
+            (args.folder / f"{path.stem}.html").write_text(
+                page(board, answers(board, prometheus, span), span)
+            )
 
 
 if __name__ == "__main__":

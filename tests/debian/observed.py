@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -94,7 +94,8 @@ def prometheus(folder: Path, configured: dict[str, Any]) -> Iterator[Prometheus]
         try:
             eventually(lambda: _ready(url) or process.poll() is not None)
             assert process.poll() is None, (folder / "log").read_text()
-            yield Prometheus(url)
+            with closing(Prometheus(url)) as asked:
+                yield asked
         finally:
             process.terminate()
 
