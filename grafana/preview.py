@@ -36,7 +36,7 @@ class Span:
 
 
 class Prometheus:
-    """The API of one Prometheus, until it is closed. Raises httpx.HTTPError, and ValueError where it refuses a query."""
+    """The API of one Prometheus, until it is closed. Raises httpx.HTTPError, and ValueError for a query it refuses."""
 
     def __init__(self, url: str) -> None:
         self._client = httpx.Client(
