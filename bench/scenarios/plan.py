@@ -22,7 +22,7 @@ from server.capacity.roofline import decode_step_seconds
 from server.settings import load_settings
 
 #: The prediction is right within this factor, either way: what docs/capacity.md promises.
-FACTOR = 2.0
+FACTOR = 2.5
 #: What a layer costs beside reading its weights: vLLM on a CPU has no graphs to replay, each operation is begun from
 #: Python. Between what SmolLM2's 30 layers took here: 57 ms a token eager and 35 compiled, of which reading is 10.
 CPU_LAYER_SECONDS = 0.001
