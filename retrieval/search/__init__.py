@@ -52,10 +52,6 @@ class Connection:
         """How often our child was started again; 0 for a Chroma that is not ours."""
         return self._child.restarts if self._child is not None else 0
 
-    @property
-    def child_pid(self) -> int | None:
-        return self._child.pid if self._child is not None else None
-
     def own(self, child: ChromaChild) -> None:
         """Use `child` from now on."""
         self._child = child
