@@ -159,12 +159,11 @@ class Server:
         or a Chroma. Without snapshots there is nothing to do here.
         """
         from server.engines import open_asleep
-        from server.settings import load_settings
 
         self.stack = AsyncExitStack()
         self.engine = None
         if SNAPSHOT:
-            opening = open_asleep(load_settings(), print)
+            opening = open_asleep(container_settings(), print)
             self.engine = await self.stack.enter_async_context(opening)
 
     @modal.enter(snap=False)
@@ -172,11 +171,10 @@ class Server:
         """Open everything, beside the engine or around the one that wakes. Raises RuntimeError without a key."""
         from server.app import create_app
         from server.services import open_services
-        from server.settings import load_settings
 
         random.seed()
         task = {"push_instance": os.environ.get("MODAL_TASK_ID")}  # a restored container's own
-        settings = load_settings().model_copy(update=task)
+        settings = container_settings().model_copy(update=task)
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
         if self.engine is not None:
@@ -197,6 +195,16 @@ class Server:
         """Stop engine and Chroma in order; a request that Modal still lets run has ended by now."""
         self.watch.cancel()
         await self.stack.aclose()
+
+
+def container_settings() -> Any:
+    """The settings, with the log set up as they say; Modal shows what goes to stderr."""
+    from server.settings import load_settings
+    from server.telemetry import logs
+
+    settings = load_settings()
+    logs.set_up(settings.log_level, settings.log_format, content=settings.log_content)
+    return settings
 
 
 async def refresh() -> None:

@@ -151,6 +151,9 @@ def _lines(panel: Panel) -> timeseries.Panel:
         .legend(legend)
         .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
     )
+    for name, colour in panel.colours.items():
+        fixed = {"mode": "fixed", "fixedColor": colour}
+        built.override_by_name(name, [models.DynamicConfigValue("color", fixed)])
     if panel.kind == "stack":
         built.stacking(common.StackingConfig().mode(common_models.StackingMode.NORMAL).group("A"))
     if panel.warn is not None or panel.alarm is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.panels import Dashboard, Panel, Query, Row, Variable, quantiles
+from grafana.panels import Dashboard, Panel, Query, Row, Variable, coloured, quantiles
 from grafana.promql import WINDOW, quantile, series
 
 STORE = 'store=~"$store"'
@@ -46,6 +46,7 @@ INGESTS = Row(
     [
         Panel(
             "stack", "Runs", [Query(_most("groundwire_ingest_runs_total", "outcome"), "{{outcome}}")],
+            colours=coloured("ok", "partial", "failed", "cancelled"),
             shows="Ingests by how they ended: `ok`, `partial` (some files could not be read), `failed`, `cancelled`.",
             bad="`failed`: documents stay as they were (`GroundwireIngestFails`).",
             do="What the command said; run it again, it goes on where it stopped.",
@@ -113,7 +114,7 @@ PUBLISHED = Row(
         Panel(
             "stack", "Hand-overs",
             [Query(f"sum by (outcome) (increase({series('groundwire_index_handovers_total')}[{WINDOW}]))",
-            "{{outcome}}")], width=24, height=6,
+            "{{outcome}}")], width=24, height=6, colours=coloured("ok", "failed"),
             shows="Newer versions that were taken over, and tries that failed.",
             bad="`failed`: the version before goes on (`GroundwireHandoverFails`).",
             do="The log says what is wrong with the version; publish again.",

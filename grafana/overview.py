@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.panels import Dashboard, Panel, Query, Row, distribution, quantiles
+from grafana.panels import Dashboard, Panel, Query, Row, coloured, distribution, quantiles
 from grafana.promql import quantile, rate, series, share, total
 
 REQUESTS = "groundwire_request_duration_seconds"
@@ -140,7 +140,7 @@ TRAFFIC = Row(
     [
         Panel(
             "stack", "Requests by outcome", [Query(rate(f"{REQUESTS}_count", "outcome"), "{{outcome}}")],
-            unit="reqps",
+            unit="reqps", colours=coloured("ok", "error", "rejected", "cancelled"),
             shows="`ok`, `error`, `rejected` (the request was wrong), `cancelled` (the client left), `dry_run`.",
             bad="`error`: ours. Much `cancelled`: people give up, so look at the time to the first token.",
             do="The log has a line for each error; *Clients that left, streams cut short* says where.",

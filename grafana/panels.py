@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from grafana.promql import buckets, quantile
 
 Kind = Literal["lines", "stack", "stat", "bars", "heatmap"]
 QUANTILES = (0.5, 0.95, 0.99)
+GREEN, YELLOW, ORANGE, RED, GREY = "#56a64b", "#f2cc0c", "#ff780a", "#e02f44", "#9fa7b3"
+#: How something ended has one colour on all dashboards.
+OUTCOME_COLOURS: Mapping[str, str] = {
+    **dict.fromkeys(("ok", "hit", "found"), GREEN),
+    **dict.fromkeys(("partial", "miss"), YELLOW),
+    **dict.fromkeys(("rejected", "timeout", "degraded"), ORANGE),
+    **dict.fromkeys(("error", "failed", "missed"), RED),
+    **dict.fromkeys(("cancelled", "off", "gone"), GREY),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +36,7 @@ class Panel:
 
     `unit` is Grafana's name of one (`s`, `reqps`, `percentunit`, `bytes`, …). Where `warn` and `alarm` are set,
     values from there on are orange and red; upwards, or downwards where `alarm` is the smaller. `width` is of 24.
+    `colours` are those of series by name; the others get the next of Grafana's palette.
     """
 
     kind: Kind
@@ -40,6 +50,7 @@ class Panel:
     height: int = 8
     warn: float | None = None
     alarm: float | None = None
+    colours: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def description(self) -> str:
@@ -72,6 +83,11 @@ class Dashboard:
     about: str
     rows: Sequence[Row]
     variables: Sequence[Variable] = ()
+
+
+def coloured(*outcomes: str) -> Mapping[str, str]:
+    """The colours of these outcomes. Raises KeyError for one that has none."""
+    return {outcome: OUTCOME_COLOURS[outcome] for outcome in outcomes}
 
 
 def quantiles(

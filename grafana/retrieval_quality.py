@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.panels import Dashboard, Panel, Query, Row, distribution, quantiles
+from grafana.panels import Dashboard, Panel, Query, Row, coloured, distribution, quantiles
 from grafana.promql import quantile, rate, series, share
 
 RETRIEVALS = "groundwire_retrievals_total"
@@ -21,6 +21,7 @@ FOUND = Row(
     [
         Panel(
             "stack", "Retrievals", [Query(rate(RETRIEVALS, "status"), "{{status}}")], unit="reqps",
+            colours=coloured("hit", "miss", "degraded", "off"),
             shows="Requests by what retrieval gave them: `hit`, `miss` (searched, nothing good enough), `degraded` "
             "(retrieval failed or was "
             "too slow, the answer went without), `off`.",
@@ -171,12 +172,14 @@ CANARY = Row(
         ),
         Panel(
             "stack", "Runs", [Query(rate("groundwire_canary_runs_total", "outcome"), "{{outcome}}")], unit="reqps",
+            colours=coloured("ok", "error"),
             shows="Runs by how they ended.", bad="`error`: the index could not be asked, and recall above is the "
             "last that was known.",
             do="`/ready`, and the log.",
         ),
         Panel(
             "stack", "Questions", [Query(f"max by (outcome) ({series('groundwire_canary_questions')})", "{{outcome}}")],
+            colours=coloured("found", "missed", "gone"),
             shows="Golden questions of the last run: `found`, `missed`, or `gone` (their file is not in the store).",
             bad="`gone`: the golden file is older than the documents. Fewer than about 20: one miss moves recall much.",
             do="Mend the golden file; `groundwire canary init --questions N` proposes more.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from grafana.panels import Dashboard, Panel, Query, Row, distribution, quantiles
+from grafana.panels import Dashboard, Panel, Query, Row, coloured, distribution, quantiles
 from grafana.promql import mean, quantile, rate
 from retrieval.trace import STAGES
 
@@ -74,6 +74,12 @@ ABOUT = {
     "weave": About("The answer gets its sources.", "Nothing but a processor that is full.", "See *Processor* in "
     "*Overview*."),
 }  # fmt: skip
+#: A stage has one colour in all panels, whichever others ran.
+COLOURS = {
+    "plan": "#b7b7b7", "embed": "#f2cc0c", "lexical": "#ffa6b0", "search": "#ff780a", "fuse": "#8ab8ff",
+    "rerank": "#a352cc", "pack": "#1f9e89", "inject": "#705da0", "queue": "#e02f44", "prefill": "#3274d9",
+    "decode": "#56a64b", "weave": "#806eb7",
+}  # fmt: skip
 
 WHERE = Row(
     "Where the time goes",
@@ -81,7 +87,7 @@ WHERE = Row(
         Panel(
             "stack", "Seconds of a request, by stage",
             [Query(f"{rate(f'{STAGE}_sum', 'stage')} / scalar({rate(f'{REQUESTS}_count')})", "{{stage}}")],
-            unit="s", width=16, height=10,
+            unit="s", width=16, height=10, colours=COLOURS,
             shows="What an average request spends in each stage; the widest band is the step that makes answers "
             "slow. `lexical` runs beside `embed` and `search`, so the stack is a little higher than a request is long.",
             bad="A band that has become wider than it was.",
@@ -97,6 +103,7 @@ WHERE = Row(
         ),
         Panel(
             "lines", "p95 by stage", [Query(quantile(0.95, STAGE, "stage"), "{{stage}}")], unit="s", width=8,
+            colours=COLOURS,
             shows="Nineteen of twenty runs of the stage were done by then.",
             bad="One line leaves its usual height: `GroundwireStageSlower` fires when a mean doubles.",
             do="Find its row below.",
@@ -139,7 +146,7 @@ def _row(stage: str) -> Row:
             ),
             Panel(
                 "stack", f"{stage}: runs by outcome", [Query(rate(f"{STAGE}_count", "outcome", only), "{{outcome}}")],
-                unit="reqps", height=7,
+                unit="reqps", height=7, colours=coloured("ok", "error", "timeout", "cancelled"),
                 shows=f"How often `{stage}` ran, by how it ended.",
                 bad="`error` and `timeout`: it failed. `cancelled`: the client left meanwhile.",
                 do="For failures the log; for clients that leave here, make it faster.",

@@ -309,7 +309,9 @@ class Settings(BaseSettings):
         description="Where the bundled models are kept after conversion.",
     )
     catalog_url: str | None = Field(
-        None, description="SQLAlchemy URL of the catalog. Default: SQLite in `data_dir`."
+        None,
+        repr=False,  # it may hold a password
+        description="SQLAlchemy URL of the catalog. Default: SQLite in `data_dir`.",
     )
     chroma_url: str | None = Field(
         None, description="A Chroma server to use instead of the supervised child."

@@ -98,6 +98,7 @@ def process_began() -> float:
     """When this process began, in the time of `time.monotonic`: before Python, where the system tells; else now.
 
     Linux keeps it in clock ticks since the machine's own start, the 22nd field of `/proc/self/stat` (proc(5)).
+    A process that a shell became by `exec` began when the shell did.
     """
     now = time.monotonic()
     try:

@@ -118,9 +118,8 @@ class ScriptedEngine:
         prompt_tokens = await self._accept(body)
         start = time.perf_counter()
         try:
-            await asyncio.sleep(self.script.queue_seconds + self.script.prefill_seconds)
             tokens = self._answer(body)
-            await asyncio.sleep(self.script.token_seconds * len(tokens))
+            await self._reach(start, tokens=len(tokens))
         except asyncio.CancelledError:
             self.seen.aborted.append(request_id)
             raise
@@ -189,6 +188,12 @@ class ScriptedEngine:
             )
         return prompt_tokens
 
+    async def _reach(self, start: float, *, tokens: int) -> None:
+        """Return when this many tokens are due: a late timer, or a slow reader, does not delay the later ones."""
+        script = self.script
+        due = script.queue_seconds + script.prefill_seconds + tokens * script.token_seconds
+        await asyncio.sleep(max(start + due - time.perf_counter(), 0.0))
+
     def _answer(self, body: Body) -> list[str]:
         text = self.script.answer
         if text is None:
@@ -204,7 +209,7 @@ class ScriptedEngine:
         start, tokens, n = time.perf_counter(), self._answer(body), choices_of(body)
         chat, done = is_chat(body), False
         try:
-            await asyncio.sleep(self.script.queue_seconds + self.script.prefill_seconds)
+            await self._reach(start, tokens=0)
             for i in range(n if chat else 0):
                 delta = {"role": "assistant", "content": ""}
                 yield self._chunk(request_id, i, {"delta": delta})
@@ -212,7 +217,7 @@ class ScriptedEngine:
                 if echo:
                     yield self._chunk(request_id, i, {"text": echo})
             for position, token in enumerate(tokens):
-                await asyncio.sleep(self.script.token_seconds)
+                await self._reach(start, tokens=position + 1)
                 if self.script.fail == "midstream" and position == 3:
                     yield _error_event("the scripted engine was told to fail midstream")
                     yield b"data: [DONE]\n\n"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx
 import pytest
+
+from server.telemetry.logs import JsonFormatter
 
 ROOT = Path(__file__).parents[2]
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
@@ -205,6 +208,28 @@ async def test_without_a_key_it_does_not_start(
     with pytest.raises(RuntimeError, match="GROUNDWIRE_API_KEYS"):
         await container_.method("start")()
     assert not (tmp_path / "data").exists()
+
+
+@pytest.fixture
+def root_log() -> Iterator[logging.Logger]:
+    """The root logger as in a process that has set nothing up; pytest has."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    root.handlers.clear()
+    yield root
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(False)
+
+
+def test_a_container_logs_as_the_settings_say(
+    container: pytest.MonkeyPatch, root_log: logging.Logger
+) -> None:
+    container.setenv("GROUNDWIRE_LOG_FORMAT", "json")
+    deploy_file(container).container_settings()
+    (handler,) = root_log.handlers
+    assert isinstance(handler.formatter, JsonFormatter)
+    assert root_log.level == logging.INFO
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,30 @@ def test_the_stages_have_a_row_each_in_pipeline_order() -> None:
     assert [row.title for row in board.rows][1:] == list(STAGES)
 
 
+def test_every_stage_has_a_colour_of_its_own_in_every_panel() -> None:
+    (board,) = [board for board in DASHBOARDS if board.uid == "groundwire-stages"]
+    by_stage = [
+        panel.colours
+        for panel in panels(board)
+        if panel.kind in ("lines", "stack") and panel.queries[0].legend == "{{stage}}"
+    ]
+    assert len(by_stage) == 2
+    for colours in by_stage:
+        assert tuple(colours) == STAGES
+        assert len(set(colours.values())) == len(STAGES)
+
+
+@EVERY
+def test_colours_are_in_the_json_by_the_name_of_the_series(board: Dashboard) -> None:
+    made = {panel["title"]: panel for panel in json.loads(to_json(board))["panels"]}
+    for panel in panels(board):
+        fixed = {
+            override["matcher"]["options"]: override["properties"][0]["value"]["fixedColor"]
+            for override in made[panel.title].get("fieldConfig", {}).get("overrides", [])
+        }
+        assert fixed == panel.colours
+
+
 @EVERY
 def test_no_two_panels_overlap(board: Dashboard) -> None:
     taken: set[tuple[int, int]] = set()

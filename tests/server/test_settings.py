@@ -178,6 +178,7 @@ def test_no_key_no_strangers(host: str) -> None:
 
 def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GROUNDWIRE_API_KEYS", "sk-verysecret")
+    monkeypatch.setenv("GROUNDWIRE_CATALOG_URL", "postgresql+asyncpg://me:verysecret@localhost/x")
     assert "verysecret" not in repr(load_settings())
     monkeypatch.setenv("GROUNDWIRE_PORT", "x")
     assert "verysecret" not in refusal()

@@ -28,8 +28,8 @@ from tests.server.api.bench import DOCUMENTS, ROUTE, Bench, Running, chat, event
 #: What a stage may take beside what was injected, and how much of a request's time may be in no stage.
 STAGE_SLACK_SECONDS = 0.005
 PATH_SLACK = 0.05
-#: A busy machine delays a timer now and then: one quiet round of these is enough.
-ROUNDS = 6
+#: A busy machine delays timers: one quiet round of these is enough, and a round takes half a second.
+ROUNDS = 20
 #: A few long pauses: each may last a millisecond longer, as timers are no finer.
 DELAYS = Script(
     answer="one two three", queue_seconds=0.04, prefill_seconds=0.08, token_seconds=0.06
