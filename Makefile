@@ -45,8 +45,9 @@ docs-store: $(VENV)/.runtime
 test: $(VENV)/.dev $(CLIENTS)/.installed
 	@echo "==> Preparing the bundled models (once)"
 	$(BIN)/groundwire setup
-	echo "==> Running the tests"
-	$(BIN)/python -m pytest -m "not slow and not debian" $(PYTEST_ARGS)
+	echo "==> Running the tests: those with the real engine beside the others, then those that compare durations"
+	$(BIN)/python -m pytest -m "not slow and not debian and not timed" -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "timed and not slow and not debian" $(PYTEST_ARGS)
 
 debian: $(VENV)/.dev
 	@$(BIN)/groundwire setup

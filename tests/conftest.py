@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadFileScheduling
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None)
@@ -33,6 +36,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="20",
         help="how long the overload test asks for more than the server can take",
     )
+
+
+class OneEngine(LoadFileScheduling):
+    """With `-n`, a file runs in one process, and all that share the one real engine in the same one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path: str = super()._split_scope(nodeid)
+        return "engine" if path.startswith(("tests/engine/", "tests/client/")) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneEngine:
+    return OneEngine(config, log)
 
 
 @pytest.fixture

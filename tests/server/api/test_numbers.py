@@ -22,7 +22,6 @@ from retrieval.embed.base import Vectors
 from retrieval.pipeline import DenseSearch
 from retrieval.types import Hit
 from server.engine.scripted import Script, ScriptedEngine
-from server.telemetry.exposition import exposition
 from tests.server.api.bench import DOCUMENTS, ROUTE, Bench, Running, chat, eventually
 
 #: What a stage may take beside what was injected, and how much of a request's time may be in no stage.
@@ -101,6 +100,7 @@ def best_of(rounds: int, measure: Callable[[], dict[str, float]]) -> dict[str, f
     return best
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("streamed", [False, True])
 def test_stages_take_what_was_injected(bench: Bench, streamed: bool) -> None:
     dense = Delayed(bench.services.handover.current.vectors)
@@ -122,6 +122,7 @@ def test_stages_take_what_was_injected(bench: Bench, streamed: bool) -> None:
     assert all(difference < STAGE_SLACK_SECONDS for difference in best.values()), best
 
 
+@pytest.mark.timed
 def test_what_we_see_ourselves_of_an_engine_that_tells_nothing(bench: Bench) -> None:
     """One that fails midstream, before its fourth token."""
     script = Script(
@@ -141,6 +142,7 @@ def test_what_we_see_ourselves_of_an_engine_that_tells_nothing(bench: Bench) -> 
     assert all(difference < STAGE_SLACK_SECONDS for difference in best.values()), best
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("streamed", [False, True])
 def test_the_critical_path_is_the_request(bench: Bench, streamed: bool) -> None:
     dense = Delayed(bench.services.handover.current.vectors)
@@ -271,17 +273,6 @@ def test_a_thousand_requests_that_fail_at_random(bench: Bench) -> None:
         } == {0.0}
         waited = total(running, "admission_queue_duration_seconds_count", outcome="timeout")
         assert waited == total(running, "requests_rejected_total", reason="queue_timeout")
-        page_costs(running)
-
-
-def page_costs(running: Running) -> None:
-    """The page of all that, with the time series of every outcome, is rendered in 20 ms."""
-    taken = []
-    for _ in range(20):
-        start = time.perf_counter()
-        exposition(running.services.metrics.registry, "application/openmetrics-text")
-        taken.append(time.perf_counter() - start)
-    assert min(taken) < 0.02, taken
 
 
 class Held:
