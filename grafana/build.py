@@ -27,7 +27,6 @@ from grafana.panels import Dashboard, Panel, Query, Row, Variable
 
 TAG = "groundwire"
 DATASOURCE = models.DataSourceRef(type_val="prometheus", uid="${datasource}")
-COLOURS = ("green", "orange", "red")
 GRID_WIDTH = 24
 
 
@@ -144,13 +143,14 @@ def _lines(panel: Panel) -> timeseries.Panel:
     built = (
         timeseries.Panel()
         .unit(panel.unit)
-        .min(0)
         .line_width(1)
         .fill_opacity(60 if panel.kind == "stack" else 8)
         .show_points(common_models.VisibilityMode.NEVER)
         .legend(legend)
         .tooltip(common.VizTooltipOptions().mode(common_models.TooltipDisplayMode.MULTI))
     )
+    if not panel.below_zero:
+        built.min(0)
     for name, colour in panel.colours.items():
         fixed = {"mode": "fixed", "fixedColor": colour}
         built.override_by_name(name, [models.DynamicConfigValue("color", fixed)])
@@ -204,8 +204,9 @@ def _heatmap(panel: Panel) -> heatmap.Panel:
 
 def _thresholds(panel: Panel) -> dashboard.ThresholdsConfig:
     """Green, then orange from `warn` and red from `alarm` on; the other way round where less is worse."""
-    bounds = [bound for bound in (panel.warn, panel.alarm) if bound is not None]
-    colours = list(COLOURS[: len(bounds) + 1])
+    own = [(panel.warn, "orange"), (panel.alarm, "red")]
+    marks = [(bound, colour) for bound, colour in own if bound is not None]
+    bounds, colours = [bound for bound, _ in marks], ["green", *(colour for _, colour in marks)]
     if bounds != sorted(bounds):
         bounds.reverse()
         colours.reverse()

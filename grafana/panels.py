@@ -36,7 +36,8 @@ class Panel:
 
     `unit` is Grafana's name of one (`s`, `reqps`, `percentunit`, `bytes`, …). Where `warn` and `alarm` are set,
     values from there on are orange and red; upwards, or downwards where `alarm` is the smaller. `width` is of 24.
-    `colours` are those of series by name; the others get the next of Grafana's palette.
+    `colours` are those of series by name; the others get the next of Grafana's palette. The axis of a graph begins
+    at 0, unless values may lie `below_zero`.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Panel:
     warn: float | None = None
     alarm: float | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
+    below_zero: bool = False
 
     @property
     def description(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from grafana.panels import Dashboard, Panel, Query, Row, coloured, distribution, quantiles
+from grafana.panels import Dashboard, Panel, Query, Row, Variable, coloured, distribution, quantiles
 from grafana.promql import quantile, rate, series, share
 
 RETRIEVALS = "groundwire_retrievals_total"
@@ -10,6 +10,7 @@ RETRIEVALS = "groundwire_retrievals_total"
 GROUNDED = 'status!="off"'
 #: Good enough, and left out for want of room.
 NO_PLACE = "over_budget|no_room"
+STORE = 'store=~"$store"'
 SCORE = "groundwire_retrieval_score"
 EMBEDDER_CHANGED = (
     "If the embedder or the chunking was changed, `groundwire reindex`; if documents went away, "
@@ -141,7 +142,7 @@ CANARY = Row(
     "Canary: golden questions asked of the index again and again, without the model",
     [
         Panel(
-            "lines", "Recall", [Query(series("groundwire_canary_recall"), "{{store}} @{{k}} {{instance}}")],
+            "lines", "Recall", [Query(series("groundwire_canary_recall", STORE), "{{store}} @{{k}} {{instance}}")],
             unit="percentunit",
             shows="The share of golden questions whose expected file or passage was among the first k. Needs "
             "`canary_file`.",
@@ -151,7 +152,7 @@ CANARY = Row(
             "file.",
         ),
         Panel(
-            "lines", "Mean reciprocal rank", [Query(series("groundwire_canary_mrr"), "{{store}} {{instance}}")],
+            "lines", "Mean reciprocal rank", [Query(series("groundwire_canary_mrr", STORE), "{{store}} {{instance}}")],
             unit="percentunit",
             shows="1 where each expected passage comes first, 0.5 where second.",
             bad="Falls while recall stays: the right passage is found, below others. Near copies, or other weights.",
@@ -159,7 +160,8 @@ CANARY = Row(
         ),
         Panel(
             "lines", "Age of the last run",
-            [Query(f"time() - {series('groundwire_canary_last_run_timestamp_seconds')}", "{{instance}}")], unit="s",
+            [Query(f"time() - {series('groundwire_canary_last_run_timestamp_seconds', STORE)}", "{{instance}}")],
+            unit="s",
             shows="Seconds since the questions were last asked.",
             bad="Several times `canary_seconds`: it fails, or traffic leaves it no time (`GroundwireCanaryStale`).",
             do="See *Runs*, and the log.",
@@ -178,7 +180,8 @@ CANARY = Row(
             do="`/ready`, and the log.",
         ),
         Panel(
-            "stack", "Questions", [Query(f"max by (outcome) ({series('groundwire_canary_questions')})", "{{outcome}}")],
+            "stack", "Questions",
+            [Query(f"max by (outcome) ({series('groundwire_canary_questions', STORE)})", "{{outcome}}")],
             colours=coloured("found", "missed", "gone"),
             shows="Golden questions of the last run: `found`, `missed`, or `gone` (their file is not in the store).",
             bad="`gone`: the golden file is older than the documents. Fewer than about 20: one miss moves recall much.",
@@ -192,4 +195,5 @@ DASHBOARD = Dashboard(
     title="Groundwire: retrieval quality",
     about="Does the search still find what it found, and what becomes of it.",
     rows=(FOUND, CANARY, PACKED, SCORES, CACHES),
+    variables=(Variable("store", "groundwire_canary_recall", "store"),),
 )

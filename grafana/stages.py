@@ -111,10 +111,10 @@ WHERE = Row(
         Panel(
             "lines", "Time in no stage",
             [Query(OUTSIDE, "outside")],
-            unit="s", width=8,
-            shows="What of a request's time is in none of its stages: waiting for a place, sending bytes, the event "
-            "loop. A little below 0 where "
-            "`lexical` is what others wait for, or where clients read slowly.",
+            unit="s", width=8, below_zero=True,
+            shows="What of a request's time is in none of its stages: waiting for a place, sending bytes to clients "
+            "that read slowly, `lexical` where the others wait for it, the event loop. Below 0 where stages overlap: "
+            "`weave` lies within `decode`, and the prompts of one text completion are answered side by side.",
             bad="It grows: the event loop is full, or clients wait for a place.",
             do="*Waiting for a place* and *Processor* in *Overview*.",
         ),

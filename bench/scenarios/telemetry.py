@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 
 import httpx
 import numpy as np
@@ -45,7 +45,9 @@ async def run(lab: Lab) -> list[Figure]:
         }
 
         async def one(name: str, number: int) -> Round:
-            async with _scraped(lab.client, servers[ON]):
+            # The page is part of the price: only the side that has one pays for it.
+            scraped = _scraped(lab.client, servers[ON]) if name == ON else nullcontext()
+            async with scraped:
                 return await _round(lab, servers[name], number)
 
         rounds = await alternate((ON, OFF), lab.rounds, one)

@@ -178,6 +178,12 @@ def test_colours_are_in_the_json_by_the_name_of_the_series(board: Dashboard) -> 
         assert fixed == panel.colours
 
 
+def test_from_an_alarm_on_a_panel_is_red() -> None:
+    panels_ = {p["title"]: p for b in DASHBOARDS for p in json.loads(to_json(b))["panels"]}
+    steps = panels_["Chroma restarts"]["fieldConfig"]["defaults"]["thresholds"]["steps"]
+    assert [(step.get("value"), step["color"]) for step in steps] == [(None, "green"), (1, "red")]
+
+
 @EVERY
 def test_no_two_panels_overlap(board: Dashboard) -> None:
     taken: set[tuple[int, int]] = set()

@@ -161,16 +161,23 @@ def test_the_critical_path_is_the_request(bench: Bench, streamed: bool) -> None:
     assert min(off) < PATH_SLACK, off
 
 
+@pytest.mark.timed
 def test_the_time_between_tokens_is_the_engine_s(bench: Bench) -> None:
-    with bench.serve(DELAYS) as running:
-        for fields in ({}, {"model": "scripted@none"}, {"n": 2}):
-            ask(running, stream=True, **fields)
-        for grounded in ("true", "false"):
-            count = total(running, "inter_token_latency_seconds_count", grounded=grounded)
-            seconds = total(running, "inter_token_latency_seconds_sum", grounded=grounded)
-            assert count == 2, "between three tokens, and not of two choices"
-            assert seconds == pytest.approx(2 * DELAYS.token_seconds, abs=0.05)
-        assert total(running, "time_to_first_token_seconds_count") == 3
+    def measure() -> dict[str, float]:
+        with bench.serve(DELAYS) as running:
+            for fields in ({}, {"model": "scripted@none"}, {"n": 2}):
+                ask(running, stream=True, **fields)
+            assert total(running, "time_to_first_token_seconds_count") == 3
+            seconds = {}
+            for grounded in ("true", "false"):
+                count = total(running, "inter_token_latency_seconds_count", grounded=grounded)
+                assert count == 2, "between three tokens, and not of two choices"
+                taken = total(running, "inter_token_latency_seconds_sum", grounded=grounded)
+                seconds[grounded] = taken - 2 * DELAYS.token_seconds
+            return seconds
+
+    best = best_of(ROUNDS, measure)
+    assert all(difference < STAGE_SLACK_SECONDS for difference in best.values()), best
 
 
 def test_the_server_shows_what_the_command_ingested(bench: Bench) -> None:
