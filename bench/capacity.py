@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.plots import Bar, bars
 from bench.report import DOCS, FILE, filled, sentence
-from bench.scenarios.plan import FACTOR
+from bench.scenarios.plan import CPU_LAYER_SECONDS, FACTOR
 from server.capacity.hardware import GIB, GPUS, PRICES_OF, Hardware, gpu
 from server.capacity.load import Workload
 from server.capacity.planner import CapacityPlan, Subject, plan_capacity
@@ -71,7 +71,8 @@ def measured(results: Mapping[str, Any]) -> str:
     estimate = figure["estimate"]
     return (
         f"{sentence(scenario)} A token took {median(seen):.1f} ms where the roofline predicts "
-        f"{median(predicted):.1f} ms from the bandwidth measured in the same round: {estimate['value']:.2f} times "
+        f"{median(predicted):.1f} ms (the weights read with the bandwidth measured in the same round, and "
+        f"{CPU_LAYER_SECONDS * 1000:g} ms a layer, fitted on such a CPU): {estimate['value']:.2f} times "
         f"({estimate['low']:.2f} - {estimate['high']:.2f}); at most {FACTOR:g} times is what this page promises."
     )
 

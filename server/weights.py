@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from server.capacity.flags import flag_value
+
 #: What vLLM reads of a repository. Many hold the weights twice more, in other formats.
 WANTED = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken", "*.py")
 #: Mistral's own copy of the weights beside the sharded ones.
@@ -17,12 +19,7 @@ class WeightsError(Exception):
 
 def revision_in(vllm_args: Sequence[str]) -> str | None:
     """The value of vLLM's `--revision` flag; None where it is not given."""
-    for index, flag in enumerate(vllm_args):
-        if flag == "--revision":
-            return next(iter(vllm_args[index + 1 :]), None)
-        if flag.startswith("--revision="):
-            return flag.partition("=")[2] or None
-    return None
+    return flag_value(vllm_args, "revision") or None
 
 
 def download_weights(model: str, revision: str | None) -> Path:

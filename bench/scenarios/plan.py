@@ -40,7 +40,7 @@ async def run(lab: Lab) -> list[Figure]:
     limits = limits_of(lab.engine_flags, architecture, CPU_BLOCK_TOKENS)
     read = architecture.bytes_read_a_step(limits.dtype_bytes)
     pair = await lab.pair()
-    seen, predicted, bandwidths = [], [], []
+    seen, predicted, reading, bandwidths = [], [], [], []
     for number in range(lab.rounds + 1):
         bandwidth = await asyncio.to_thread(read_bandwidth, read)
         request = {**body(question(number), lab.options.tokens), "model": pair.bare.model}
@@ -50,10 +50,12 @@ async def run(lab: Lab) -> list[Figure]:
             step = decode_step_seconds(architecture, limits, machine, 1, CONTEXT_TOKENS)
             seen.append(answer.itl_seconds * 1000)
             predicted.append(step * 1000)
+            reading.append((step - machine.step_seconds) * 1000)
             bandwidths.append(bandwidth / 1e9)
     target = Target(low=1 / FACTOR, high=FACTOR)
     return [
         ratio("a token, measured to predicted", "ms", ("bare vLLM", seen), ("predicted", predicted), target),
+        value("of the prediction, reading the weights", "ms", reading),
         value("reading memory", "GB/s", bandwidths),
     ]  # fmt: skip
 

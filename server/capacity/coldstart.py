@@ -22,7 +22,7 @@ ENGINE_SECONDS = 34.0
 COMPILE_SECONDS = 25.0
 #: Chroma 1.5 s, the embedder and a copy of the index; runs while the engine loads.
 INDEX_SECONDS = 5.0
-#: How long the request is that warms an engine up (`server/services.py`), in tokens.
+#: How long the request is that warms an engine up (`server/engines.py`), in tokens.
 WARM_UP = Workload(prompt_tokens=400, output_tokens=2)
 
 

@@ -35,10 +35,20 @@ def limits_of(
 ) -> EngineLimits:
     """The limits that `vllm serve` flags set, vLLM's defaults for the rest.
 
-    `large` is a GPU of 70 GiB or more that is no A100. Raises CapacityError for a number that is none.
+    `large` is a GPU of 70 GiB or more that is no A100. Raises CapacityError for a number that is none, and for flags
+    whose effect on memory is not known here: several GPUs, and weights that vLLM quantises while it loads them.
     """
-    dtype_bytes = DTYPE_BYTES.get(_value(args, "dtype") or "", 2)
-    kv_dtype = _value(args, "kv-cache-dtype") or "auto"
+    for name in ("tensor-parallel-size", "tp", "pipeline-parallel-size", "pp"):
+        if (_number(args, name) or 1) > 1:
+            raise CapacityError(f"--{name}: only one GPU can be planned for")
+    quantization = flag_value(args, "quantization") or flag_value(args, "q")
+    if quantization and architecture.quantization == "none":
+        raise CapacityError(
+            f"--quantization {quantization}: how small it makes these weights is not known; plan with a model that "
+            "is stored quantised"
+        )
+    dtype_bytes = DTYPE_BYTES.get(flag_value(args, "dtype") or "", 2)
+    kv_dtype = flag_value(args, "kv-cache-dtype") or "auto"
     longest = _number(args, "max-model-len") or architecture.max_positions
     seqs = _number(args, "max-num-seqs") or (LARGE_MAX_NUM_SEQS if large else MAX_NUM_SEQS)
     batched = _number(args, "max-num-batched-tokens")
@@ -56,11 +66,15 @@ def limits_of(
 
 def wants_fp8(args: Sequence[str]) -> bool:
     """Whether the flags ask for FP8 weights or an FP8 KV cache."""
-    asked = (_value(args, "quantization"), _value(args, "q"), _value(args, "kv-cache-dtype"))
+    asked = (
+        flag_value(args, "quantization"),
+        flag_value(args, "q"),
+        flag_value(args, "kv-cache-dtype"),
+    )
     return any(value is not None and value.startswith("fp8") for value in asked)
 
 
-def _value(args: Sequence[str], name: str) -> str | None:
+def flag_value(args: Sequence[str], name: str) -> str | None:
     """The last value of a flag, as `--name value` or `--name=value`: the last one is vLLM's too."""
     found = None
     for number, arg in enumerate(args):
@@ -73,7 +87,7 @@ def _value(args: Sequence[str], name: str) -> str | None:
 
 def _number(args: Sequence[str], name: str) -> int | None:
     """A whole number as vLLM reads it: `8192`, `8k` (8,000) or `8K` (8,192). None: not given, or left to vLLM."""
-    value = _value(args, name)
+    value = flag_value(args, name)
     if value is None or value in ("auto", "-1"):
         return None
     factor = SUFFIXES.get(value[-1:], 1)
@@ -84,7 +98,7 @@ def _number(args: Sequence[str], name: str) -> int | None:
 
 
 def _share(args: Sequence[str], name: str) -> float:
-    value = _value(args, name)
+    value = flag_value(args, name)
     if value is None:
         return MEMORY_SHARE
     try:

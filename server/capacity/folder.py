@@ -59,7 +59,9 @@ def architecture_of(config: dict[str, Any], where: str) -> Architecture:
 
 
 def _stored(folder: Path) -> Weights:
-    files = sorted(folder.glob("*.safetensors"))
+    # Mistral's own copy lies beside the shards; vLLM reads the shards.
+    found = sorted(folder.glob("*.safetensors"))
+    files = [file for file in found if not file.name.startswith("consolidated")] or found
     if not files:
         raise CapacityError(f"{folder}: there is no *.safetensors file")
     floats = packed = 0

@@ -16,7 +16,8 @@ The shares are what engines reach of the data sheet:
   weights in groups of 128 on an A100 (HandH1998/QQQ issue 15), which is 60 % and 55 % of its 312 TFLOP/s;
 - a step beside its kernels (scheduling, sampling, copies), 1 ms: assumed.
 
-A CPU's bandwidth and operations are measured, so its shares are 1: `python -m bench --only plan`.
+A CPU's bandwidth is measured, so its share is 1, and what each layer costs beside it is fitted (`python -m bench
+--only plan`, `bench/scenarios/plan.py`); its operations are taken to cost nothing at one request.
 """
 
 from __future__ import annotations

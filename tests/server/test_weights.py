@@ -21,6 +21,7 @@ GROUNDWIRE = Path(sys.executable).with_name("groundwire")
         (["--max-model-len", "4096"], None),
         (["--revision", "abc", "--max-model-len", "4096"], "abc"),
         (["--revision=abc"], "abc"),
+        (["--revision", "the-profile-s", "--revision=mine"], "mine"),
         (["--revision"], None),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from server.capacity.architecture import CapacityError
@@ -50,6 +52,19 @@ def test_an_fp8_cache_takes_half() -> None:
 def test_a_number_that_is_none_is_named(args: list[str]) -> None:
     with pytest.raises(CapacityError, match=args[0].partition("=")[0]):
         limits_of(args, SMALL)
+
+
+@pytest.mark.parametrize(
+    "args", [["--tensor-parallel-size=4"], ["-pp", "2"], ["--quantization", "bitsandbytes"]]
+)
+def test_what_cannot_be_planned_is_said(args: list[str]) -> None:
+    with pytest.raises(CapacityError, match=args[0].partition("=")[0].lstrip("-")):
+        limits_of(args, SMALL)
+
+
+def test_one_gpu_and_weights_that_are_stored_quantised_can() -> None:
+    limits_of(["--tensor-parallel-size", "1"], SMALL)
+    limits_of(["--quantization", "awq"], replace(SMALL, quantization="awq"))
 
 
 def test_who_asks_for_fp8() -> None:

@@ -37,6 +37,11 @@ def test_elements_by_kind_over_all_files(tmp_path: Path) -> None:
     assert (found.head_dim, found.kv_heads, found.tied_embeddings) == (8, 1, False)
 
 
+def test_a_copy_beside_the_shards_is_not_counted(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1000)}, tmp_path / "consolidated.safetensors")
+    assert read_folder(folder(tmp_path)).weights.float_elements == 16
+
+
 def test_the_language_model_of_several(tmp_path: Path) -> None:
     nested = {"text_config": CONFIG, "quantization_config": {"quant_method": "fp8"}}
     found = read_folder(folder(tmp_path, nested))
