@@ -17,6 +17,9 @@ from uvicorn.loops.auto import auto_loop_factory
 from server.settings import Settings
 
 T = TypeVar("T")
+#: For how long an idle connection is kept. Longer than its other end keeps it, or a request is sent on a connection
+#: that closes this moment: httpx, and so the SDKs, 5 s, which is also uvicorn's default; nginx to an upstream 60 s.
+IDLE_SECONDS = 75
 
 
 def run_in_loop(main: Coroutine[Any, Any, T]) -> T:
@@ -45,6 +48,7 @@ class Listener(uvicorn.Server):
                 log_level=settings.log_level,
                 access_log=False,
                 server_header=False,
+                timeout_keep_alive=IDLE_SECONDS,
                 timeout_graceful_shutdown=int(settings.shutdown_seconds),
             )
         )

@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -210,26 +210,27 @@ async def test_without_a_key_it_does_not_start(
     assert not (tmp_path / "data").exists()
 
 
-@pytest.fixture
-def root_log() -> Iterator[logging.Logger]:
+@contextmanager
+def bare_root_log() -> Iterator[logging.Logger]:
     """The root logger as in a process that has set nothing up; pytest has."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()
-    yield root
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
+    try:
+        yield root
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
 
 
-def test_a_container_logs_as_the_settings_say(
-    container: pytest.MonkeyPatch, root_log: logging.Logger
-) -> None:
+def test_a_container_logs_as_the_settings_say(container: pytest.MonkeyPatch) -> None:
     container.setenv("GROUNDWIRE_LOG_FORMAT", "json")
-    deploy_file(container).container_settings()
-    (handler,) = root_log.handlers
-    assert isinstance(handler.formatter, JsonFormatter)
-    assert root_log.level == logging.INFO
+    with bare_root_log() as root:
+        deploy_file(container).container_settings()
+        (handler,) = root.handlers
+        assert isinstance(handler.formatter, JsonFormatter)
+        assert root.level == logging.INFO
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:
