@@ -7,8 +7,6 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anyio import CancelScope, to_thread
-
 from retrieval.embed.base import Embedder
 from server.auth import signing_key
 from server.catalog import sqlite_url
@@ -34,7 +32,10 @@ async def publish_paths(
 
     The copy is made in `job.data_dir` and removed again; the job's own catalog and Chroma are not used. Files that
     could not be read do not keep the others from being published. Raises as `ingest_paths`, and InUse,
-    PublishedError and OSError; nothing is published then.
+    PublishedError and OSError; nothing is published then. Cancelled at the very end, it may have published.
+
+    The copies are made in this thread, and hold up the event loop: a task's cancellation, as by Ctrl-C, would not
+    wait for another thread, and the lock and the copy would go from under it.
     """
     with writer_lock(published):
         work = _workplace(job.data_dir, published)
@@ -47,7 +48,7 @@ async def publish_paths(
 async def _publish(
     job: IngestJob, embedder: Embedder, published: Path, work: Path, on_event: OnEvent
 ) -> Publication:
-    version = await to_thread.run_sync(_start_from, published, work)
+    version = _start_from(published, work)
     inside = replace(
         job,
         data_dir=work,
@@ -60,9 +61,7 @@ async def _publish(
         return Publication(report, version, new=False)
     # Published with the rest: a citation's link must be valid on every server.
     signing_key(work / "secret")
-    with CancelScope(shield=True):  # the lock must be held until the thread is done
-        following = await to_thread.run_sync(publish, work, published)
-    return Publication(report, following, new=True)
+    return Publication(report, publish(work, published), new=True)
 
 
 def _workplace(data_dir: Path, published: Path) -> Path:

@@ -99,6 +99,14 @@ def test_bytes_that_were_published_before_are_linked_and_nothing_else(
     assert same == {name: name.startswith("blobs/") for name in FILES}
 
 
+def test_a_file_that_vanishes_meanwhile_makes_no_version(data: Path, published: Path) -> None:
+    publish(data, published)
+    (data / "lexical/vs_1/gone").symlink_to("nowhere")  # listed, and not there
+    with pytest.raises(FileNotFoundError, match="gone"):
+        publish(data, published)
+    assert current(published) == 1
+
+
 def test_nothing_published_is_nothing_taken(published: Path, tmp_path: Path) -> None:
     assert take(published, tmp_path / "taken") is None
     assert take(tmp_path / "missing", tmp_path / "taken") is None
