@@ -106,14 +106,15 @@ class Following:
             except (RetrievalError, CatalogError) as error:
                 log.debug("%s: %s", store.id, error)
 
-    async def watch(self) -> None:
-        """Look again and again, until it is cancelled."""
+    async def watch(self, every_seconds: float = LOOK_SECONDS) -> None:
+        """Look again and again, until it is cancelled; what fails is logged."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(every_seconds)
             try:
                 await self.look()
-            except CatalogError as error:
-                log.warning("the stores could not be looked at: %s", error)
+            except Exception as error:  # whatever it is, the next look may succeed
+                unexpected = not isinstance(error, CatalogError)
+                log.warning("the stores could not be looked at: %s", error, exc_info=unexpected)
 
     async def close(self) -> None:
         """Stop what is under way."""

@@ -36,6 +36,10 @@ _INGEST_LOCK = _ADVISORY_LOCK + 1
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 60.0
 
+#: SQLSTATEs, or their first digits, of a server that serves nobody, or not us: connection exceptions, too many
+#: connections, a server that starts or stops, and credentials that it does not take.
+_UNAVAILABLE = ("08", "53300", "57P", "28")
+
 
 def sqlite_url(path: Path) -> str:
     """The URL of a SQLite catalog at `path`."""
@@ -107,9 +111,13 @@ async def reachable() -> AsyncIterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        if error.connection_invalidated:
+            raise CatalogUnavailable("the catalog's database has closed the connection") from error
+        # Clients read the message: PostgreSQL's own names the user.
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if not state.startswith(_UNAVAILABLE):
             raise
-        raise CatalogUnavailable("the catalog's database has closed the connection") from error
+        raise CatalogUnavailable(f"the catalog's database refused us (SQLSTATE {state})") from error
     except (
         PoolTimeout,
         OSError,

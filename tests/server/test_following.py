@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from retrieval.errors import IndexMissing
 from retrieval.lexical import LexicalIndex, LexicalWriter
@@ -24,6 +26,7 @@ from server.catalog import (
 from server.following import Following
 from tests.server.catalog import test_files
 from tests.server.catalog.test_files import NEW, OLD, put
+from tests.server.test_checkup import rename_table
 
 pytestmark = pytest.mark.anyio
 
@@ -175,4 +178,22 @@ async def test_looking_follows_every_store(catalog: Catalog, root: Path) -> None
     following = Following(catalog, root)
     await following.look()
     assert [words(LexicalIndex(root), store, "one") for store, _ in made] == [1, 1]
+    await following.close()
+
+
+async def test_the_look_out_outlives_whatever_fails(
+    catalog: Catalog, store: Store, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await put(catalog, store, version(new_file_id(), OLD, "one"))
+    await rename_table(catalog, "stores", "gone")
+    following = Following(catalog, root)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(following.watch, 0)
+            while "could not be looked at" not in caplog.text:
+                await checkpoint()
+            await rename_table(catalog, "gone", "stores")
+            while LexicalIndex(root).stamp(store.index_name) is None:
+                await checkpoint()
+            group.cancel_scope.cancel()
     await following.close()
