@@ -124,11 +124,23 @@ async def test_a_file_that_is_no_database(sqlite: str, tmp_path: Path) -> None:
         ("postgres://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
         ("postgresql://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
         ("postgresql+asyncpg://h/d?ssl=prefer", "postgresql+asyncpg://h/d?ssl=prefer"),
+        ("postgresql+asyncpg://h/d?sslmode=require", "postgresql+asyncpg://h/d?ssl=require"),
+        (
+            "postgres://h/d?sslmode=verify-full&channel_binding=require&connect_timeout=9",
+            "postgresql+asyncpg://h/d?ssl=verify-full",
+        ),
     ],
 )
 async def test_postgresql_s_url_as_hosters_give_it(given: str, read: str) -> None:
     url = database._with_driver(make_url(given))
     assert url.render_as_string(hide_password=False) == read
+
+
+@pytest.mark.parametrize("parameter", ["sslrootcert=/ca.pem", "options=endpoint%3Dx"])
+async def test_what_the_driver_does_not_know_and_must_not_be_dropped(parameter: str) -> None:
+    with pytest.raises(CatalogUnavailable, match=parameter.partition("=")[0]) as raised:
+        await Catalog.open(f"postgres://me:s3cret@127.0.0.1:{free_port()}/d?{parameter}")
+    assert "s3cret" not in str(raised.value)
 
 
 async def test_a_database_that_is_away() -> None:
