@@ -9,11 +9,11 @@ from pathlib import Path
 
 from retrieval.embed.base import Embedder
 from server.auth import signing_key
-from server.catalog import sqlite_url
+from server.catalog import Catalog, sqlite_url
 from server.ingestion.ingest import ingest_paths
 from server.ingestion.report import IngestReport
 from server.ingestion.run import IngestJob, OnEvent
-from server.published import publish, take, writer_lock
+from server.published import BLOBS, publish, take, writer_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,8 @@ async def _publish(
     report = await ingest_paths(inside, embedder, on_event)
     if version is not None and not report.changed:
         return Publication(report, version, new=False)
+    async with await Catalog.open(inside.catalog_url) as catalog:
+        _remove_blobs(work, keep=await catalog.content_hashes())
     # Published with the rest: a citation's link must be valid on every server.
     signing_key(work / "secret")
     return Publication(report, publish(work, published), new=True)
@@ -76,3 +78,10 @@ def _start_from(published: Path, work: Path) -> int | None:
     version = take(published, work)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     return version
+
+
+def _remove_blobs(work: Path, keep: set[str]) -> None:
+    """Remove the bytes of files that are gone or have changed. Only here: nobody else puts bytes into `work`."""
+    for blob in (work / BLOBS).glob("*/*"):
+        if blob.name not in keep:
+            blob.unlink()

@@ -83,6 +83,24 @@ async def test_each_version_is_the_last_one_and_what_changed(
         await publish()
 
 
+async def test_bytes_that_no_file_has_any_more_are_left_out(
+    documents: Path, tmp_path: Path
+) -> None:
+    published = tmp_path / "published"
+
+    async def bytes_of(version: int) -> set[bytes]:
+        await publish_paths(job(tmp_path / "data", documents), HashEmbedder(), published)
+        assert current(published) == version
+        return {blob.read_bytes() for blob in (folder(published, version) / "blobs").glob("*/*")}
+
+    tea, ferry = documents / "tea.txt", documents / "ferry.txt"
+    assert await bytes_of(1) == {tea.read_bytes(), ferry.read_bytes()}
+    ferry.unlink()
+    tea.write_text("Morva tea is steeped for twelve minutes.")
+    (documents / "gravel.txt").write_text("Gravel is sold by the ton.")
+    assert await bytes_of(2) == {tea.read_bytes(), b"Gravel is sold by the ton."}
+
+
 async def test_an_ingest_that_fails_publishes_nothing(documents: Path, tmp_path: Path) -> None:
     published, data_dir = tmp_path / "published", tmp_path / "data"
 
