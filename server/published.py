@@ -87,7 +87,10 @@ def publish(data_dir: Path, published: Path) -> int:
     """
     before = current(published)
     version = max(_numbers(published), default=0) + 1
-    _remove_others(published, {before})
+    # There before the others go: whoever is killed from now on, no number is given to two versions.
+    folder(published, version).mkdir(mode=0o700)
+    _sync_directory(published)
+    _remove_others(published, {before, version})
     twins = None if before is None else folder(published, before)
     _write_version(data_dir, folder(published, version), twins)
     _sync_directory(published)
@@ -160,11 +163,10 @@ def _copy_whole(source: Path, target: Path, leave_out: tuple[str, ...]) -> None:
 
 
 def _write_version(data_dir: Path, target: Path, twins: Path | None) -> None:
-    """All of `data_dir`, durable, with its MANIFEST last; a blob that `twins` has is its file again.
+    """Fill an empty folder with `data_dir`, durable, its MANIFEST last; a blob that `twins` has is its file again.
 
     Raises OSError, also for a file that vanishes meanwhile: what is left is no version.
     """
-    target.mkdir(mode=0o700)
     sizes = {}
     for path in sorted(data_dir.rglob("*")):
         name = path.relative_to(data_dir).as_posix()
