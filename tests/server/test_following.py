@@ -61,6 +61,10 @@ def index_names(store: Store, generations: int) -> list[str]:
     return [index_name(store.id, generation) for generation in range(generations)]
 
 
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
 def words(index: LexicalIndex, store: Store, word: str) -> int:
     return len(index.search(store.index_name, word, 10))
 
@@ -179,6 +183,30 @@ async def test_looking_follows_every_store(catalog: Catalog, root: Path) -> None
     await following.look()
     assert [words(LexicalIndex(root), store, "one") for store, _ in made] == [1, 1]
     await following.close()
+
+
+async def test_what_was_copied_of_a_deleted_store_goes(
+    catalog: Catalog, store: Store, root: Path
+) -> None:
+    kept = await catalog.create_store("local", "kept")
+    empty = await catalog.create_store("local", "empty")
+    one = version(new_file_id(), OLD, "one")
+    await put(catalog, store, one)
+    await put(catalog, kept, version(new_file_id(), OLD, "two"))
+    following = Following(catalog, root)
+    await following.look()
+    await catalog.stage(store.id, one.passages)
+    await catalog.switch(store.id, 1, "other", 32, [RebuiltFile(one.file_id, OLD, 1, 3, {})])
+    await following.look()
+    assert names(root) >= set(index_names(store, 2))
+    with LexicalWriter(root, f"vs_{'0' * 32}") as writer:  # another catalog's, not copied by us
+        writer.commit()
+
+    for gone in (store, empty):
+        await catalog.delete_store(gone.id)
+    await Following(catalog, root).look()  # as after a restart
+    assert names(root) == {kept.index_name, f"vs_{'0' * 32}"}
+    assert names(root.with_name("followed")) == {f"{kept.index_name}.json"}
 
 
 async def test_the_look_out_outlives_whatever_fails(
