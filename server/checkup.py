@@ -37,14 +37,15 @@ class Checkup:
         self._told: set[str] = set()
         self.warnings: tuple[str, ...] = ()
 
-    async def watch(self) -> None:
-        """Look again and again, until it is cancelled."""
+    async def watch(self, every_seconds: float = LOOK_SECONDS) -> None:
+        """Look again and again, until it is cancelled; what fails is logged."""
         while True:
             try:
                 await self.look()
-            except CatalogError as error:
-                log.warning("the stores could not be looked at: %s", error)
-            await asyncio.sleep(LOOK_SECONDS)
+            except Exception as error:  # whatever it is, the next look may succeed
+                unexpected = not isinstance(error, CatalogError)
+                log.warning("the stores could not be looked at: %s", error, exc_info=unexpected)
+            await asyncio.sleep(every_seconds)
 
     async def look(self) -> None:
         """Look at every store once; what is new goes to the log. Raises CatalogError."""

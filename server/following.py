@@ -22,7 +22,7 @@ from anyio import CancelScope, sleep, to_thread
 from retrieval.errors import DataDirectoryInUse, IndexMissing, RetrievalError
 from retrieval.lexical import LexicalIndex, LexicalWriter, drop
 from retrieval.types import Passage
-from server.catalog import Catalog, CatalogError, Membership, Store, index_name
+from server.catalog import Catalog, CatalogError, Membership, Store, index_name, is_store_id
 
 log = logging.getLogger(__name__)
 
@@ -99,21 +99,29 @@ class Following:
                 return
 
     async def look(self) -> None:
-        """Follow every store, one after the other; what fails is logged, for a search will say it too."""
-        for store in await self._catalog.every_store():
+        """Follow every store, one after the other; what fails is logged, for a search will say it too.
+
+        What was copied of stores that are gone is dropped.
+        """
+        # Listed first: a store that is made meanwhile is not among them.
+        copied = await to_thread.run_sync(self._copied)
+        stores = await self._catalog.every_store()
+        await self._drop_all(copied, known={store.id for store in stores})
+        for store in stores:
             try:
                 await self.follow(store, wait_seconds=0)
             except (RetrievalError, CatalogError) as error:
                 log.debug("%s: %s", store.id, error)
 
-    async def watch(self) -> None:
-        """Look again and again, until it is cancelled."""
+    async def watch(self, every_seconds: float = LOOK_SECONDS) -> None:
+        """Look again and again, until it is cancelled; what fails is logged."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(every_seconds)
             try:
                 await self.look()
-            except CatalogError as error:
-                log.warning("the stores could not be looked at: %s", error)
+            except Exception as error:  # whatever it is, the next look may succeed
+                unexpected = not isinstance(error, CatalogError)
+                log.warning("the stores could not be looked at: %s", error, exc_info=unexpected)
 
     async def close(self) -> None:
         """Stop what is under way."""
@@ -131,7 +139,8 @@ class Following:
         name, account = store.index_name, self._account(store.index_name)
         await to_thread.run_sync(self._make_way, name, account)
         async with open_writer(self._root, name, wait_seconds) as writer:
-            known = await to_thread.run_sync(_read, account)
+            copied = await to_thread.run_sync(_read, account)
+            known = copied or {}
             wanted = _shown(await self._catalog.memberships(store.id))
             changed = [file_id for file_id, state in wanted.items() if known.get(file_id) != state]
             gone = known.keys() - wanted.keys()
@@ -141,8 +150,9 @@ class Following:
                 await to_thread.run_sync(_replace, writer, some, found)
             if changed or gone:
                 await to_thread.run_sync(_finish, writer, gone)
-                await to_thread.run_sync(_write, account, wanted)
                 log.info("%s: %d files copied, %d gone", name, len(changed), len(gone))
+            if changed or gone or copied is None:
+                await to_thread.run_sync(_write, account, wanted)
         self._versions[name] = store.version
         # The one before stays for searches that had chosen it.
         for old in range(store.generation - 1):
@@ -157,6 +167,19 @@ class Following:
         except IndexMissing:
             drop(self._root, name)
         account.unlink(missing_ok=True)
+
+    def _copied(self) -> list[str]:
+        """The indexes that we have an account of. Others may belong to another catalog, and are not ours to drop."""
+        return [path.stem for path in self._root.with_name("followed").glob("*.json")]
+
+    async def _drop_all(self, names: Iterable[str], known: set[str]) -> None:
+        for name in names:
+            store_id = name.partition(".")[0]
+            if store_id in known or not is_store_id(store_id) or name in self._running:
+                continue
+            await to_thread.run_sync(self._drop, name)
+            self._versions.pop(name, None)
+            log.info("%s: its store is gone, and so is the index", name)
 
     def _drop(self, name: str) -> None:
         drop(self._root, name)
@@ -194,11 +217,12 @@ def _finish(writer: LexicalWriter, gone: Iterable[str]) -> None:
     writer.commit()
 
 
-def _read(account: Path) -> dict[str, list[object]]:
+def _read(account: Path) -> dict[str, list[object]] | None:
+    """What the account says; None where there is none, or none that can be read."""
     try:
         found: dict[str, list[object]] = json.loads(account.read_bytes())
     except (FileNotFoundError, ValueError):
-        return {}
+        return None
     return found
 
 

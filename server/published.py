@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -86,7 +87,10 @@ def publish(data_dir: Path, published: Path) -> int:
     """
     before = current(published)
     version = max(_numbers(published), default=0) + 1
-    _remove_others(published, {before})
+    # There before the others go: whoever is killed from now on, no number is given to two versions.
+    folder(published, version).mkdir(mode=0o700)
+    _sync_directory(published)
+    _remove_others(published, {before, version})
     twins = None if before is None else folder(published, before)
     _write_version(data_dir, folder(published, version), twins)
     _sync_directory(published)
@@ -159,12 +163,16 @@ def _copy_whole(source: Path, target: Path, leave_out: tuple[str, ...]) -> None:
 
 
 def _write_version(data_dir: Path, target: Path, twins: Path | None) -> None:
-    """All of `data_dir`, durable, with its MANIFEST last; a blob that `twins` has is its file again."""
-    target.mkdir(mode=0o700)
+    """Fill an empty folder with `data_dir`, durable, its MANIFEST last; a blob that `twins` has is its file again.
+
+    Raises OSError, also for a file that vanishes meanwhile: what is left is no version.
+    """
     sizes = {}
     for path in sorted(data_dir.rglob("*")):
         name = path.relative_to(data_dir).as_posix()
-        if not path.is_file() or any(fnmatchcase(path.name, one) for one in _OF_PROCESSES):
+        if any(fnmatchcase(path.name, one) for one in _OF_PROCESSES):
+            continue
+        if not stat.S_ISREG(path.stat().st_mode):
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         twin = twins / name if twins is not None and name.startswith(f"{BLOBS}/") else None

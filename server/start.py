@@ -100,12 +100,12 @@ def process_began() -> float:
     Linux keeps it in clock ticks since the machine's own start, the 22nd field of `/proc/self/stat` (proc(5)).
     A process that a shell became by `exec` began when the shell did.
     """
-    now = time.monotonic()
     try:
         # The second field is the program's name in brackets, which may hold spaces and brackets.
         ticks = Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]
-        uptime = time.clock_gettime(time.CLOCK_BOOTTIME)
+        # Both clocks one after the other: what came between them would count as the process's age.
+        uptime, now = time.clock_gettime(time.CLOCK_BOOTTIME), time.monotonic()
     except (OSError, AttributeError, IndexError):
-        return now
+        return time.monotonic()
     age = uptime - int(ticks) / os.sysconf("SC_CLK_TCK")
     return now - max(age, 0.0)

@@ -215,6 +215,11 @@ class Catalog:
                 for store_id, status, count, chunks in found
             ]
 
+    async def content_hashes(self) -> set[str]:
+        """The keys of all bytes that a file of any tenant has."""
+        async with self._read() as connection:
+            return set((await connection.execute(sa.select(files.c.content_hash))).scalars())
+
     async def delete_store(self, store_id: str) -> None:
         """Forget the store and every file that is in no other store. Raises StoreNotFound."""
         async with self._write() as connection:

@@ -36,6 +36,26 @@ _INGEST_LOCK = _ADVISORY_LOCK + 1
 _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 60.0
 
+#: SQLSTATEs, or their first digits, of a server that serves nobody, or not us: connection exceptions, too many
+#: connections, a server that starts or stops, and credentials that it does not take.
+_UNAVAILABLE = ("08", "53300", "57P", "28")
+
+#: What hosters' URLs say to libpq, and asyncpg has no word for: dropped. Certificates and `options` (the endpoint, at
+#: some hosters) are not: without them one would trust or reach something else than was asked for.
+_FOR_LIBPQ = (
+    "application_name",
+    "channel_binding",
+    "client_encoding",
+    "connect_timeout",
+    "fallback_application_name",
+    "gssencmode",
+    "keepalives",
+    "keepalives_count",
+    "keepalives_idle",
+    "keepalives_interval",
+    "tcp_user_timeout",
+)
+
 
 def sqlite_url(path: Path) -> str:
     """The URL of a SQLite catalog at `path`."""
@@ -63,6 +83,11 @@ async def open_engine(url: str) -> AsyncEngine:
         cause = getattr(error, "orig", None) or error
         shown = parsed.render_as_string(hide_password=True)
         raise CatalogUnavailable(f"the catalog at {shown} cannot be opened: {cause}") from error
+    except (
+        TypeError
+    ) as error:  # a parameter of the URL that the driver does not know; it says which
+        await engine.dispose()
+        raise CatalogUnavailable(f"catalog_url is not usable: {error}") from error
     except BaseException:
         await engine.dispose()
         raise
@@ -80,8 +105,11 @@ def _with_driver(url: URL) -> URL:
     """
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+asyncpg")
-        if (mode := url.query.get("sslmode")) is not None:
-            url = url.difference_update_query(["sslmode"]).update_query_dict({"ssl": mode})
+    if url.drivername == "postgresql+asyncpg":
+        mode = url.query.get("sslmode")
+        url = url.difference_update_query(["sslmode", *_FOR_LIBPQ])
+        if mode is not None:
+            url = url.update_query_dict({"ssl": mode})
     if url.drivername not in ("sqlite+aiosqlite", "postgresql+asyncpg"):
         raise ArgumentError(
             f"{url.drivername!r} is neither sqlite+aiosqlite nor postgresql+asyncpg"
@@ -107,9 +135,13 @@ async def reachable() -> AsyncIterator[None]:
     try:
         yield
     except DBAPIError as error:
-        if not error.connection_invalidated:
+        if error.connection_invalidated:
+            raise CatalogUnavailable("the catalog's database has closed the connection") from error
+        # Clients read the message: PostgreSQL's own names the user.
+        state = getattr(error.orig, "sqlstate", None) or ""
+        if not state.startswith(_UNAVAILABLE):
             raise
-        raise CatalogUnavailable("the catalog's database has closed the connection") from error
+        raise CatalogUnavailable(f"the catalog's database refused us (SQLSTATE {state})") from error
     except (
         PoolTimeout,
         OSError,

@@ -65,11 +65,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from server.bundled import BundledModelError
     from server.catalog import CatalogError
     from server.ingestion import IngestError
-    from server.published import PublishedError
+    from server.published import PublishedError, current
 
     published = args.publish or settings.published_dir
+    before: int | None = None
     step_back()
     try:
+        before = current(published) if published else None
         report, publication = asyncio.run(_ingest(args, settings, published))
     except (
         BundledModelError,
@@ -82,8 +84,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         print(f"groundwire ingest: {clean(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        goes_on = "nothing was published" if published else "the same command goes on from here"
-        print(f"groundwire ingest: stopped; {goes_on}", file=sys.stderr)
+        print(f"groundwire ingest: stopped; {_left(published, before)}", file=sys.stderr)
         return 130
     if args.json:
         version = {} if publication is None else {"published_version": publication.version}
@@ -94,6 +95,21 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
             news = "published as" if publication.new else "nothing changed since"
             print(f"{news} v-{publication.version}")
     return 0 if report.ok else 1
+
+
+def _left(published: Path | None, before: int | None) -> str:
+    """What a stopped ingest leaves. Ctrl-C may come behind the switch: only `CURRENT` knows."""
+    from server.published import PublishedError, current
+
+    if published is None:
+        return "the same command goes on from here"
+    try:
+        now = current(published)
+    except PublishedError as error:
+        return clean(str(error))
+    if now != before:
+        return f"v-{now} was published"
+    return "nothing was published" if now is None else f"nothing was published, v-{now} is current"
 
 
 async def _ingest(

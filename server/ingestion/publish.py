@@ -7,15 +7,13 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from anyio import CancelScope, to_thread
-
 from retrieval.embed.base import Embedder
 from server.auth import signing_key
-from server.catalog import sqlite_url
+from server.catalog import Catalog, sqlite_url
 from server.ingestion.ingest import ingest_paths
 from server.ingestion.report import IngestReport
 from server.ingestion.run import IngestJob, OnEvent
-from server.published import publish, take, writer_lock
+from server.published import BLOBS, publish, take, writer_lock
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,10 @@ async def publish_paths(
 
     The copy is made in `job.data_dir` and removed again; the job's own catalog and Chroma are not used. Files that
     could not be read do not keep the others from being published. Raises as `ingest_paths`, and InUse,
-    PublishedError and OSError; nothing is published then.
+    PublishedError and OSError; nothing is published then. Cancelled at the very end, it may have published.
+
+    The copies are made in this thread, and hold up the event loop: a task's cancellation, as by Ctrl-C, would not
+    wait for another thread, and the lock and the copy would go from under it.
     """
     with writer_lock(published):
         work = _workplace(job.data_dir, published)
@@ -47,7 +48,7 @@ async def publish_paths(
 async def _publish(
     job: IngestJob, embedder: Embedder, published: Path, work: Path, on_event: OnEvent
 ) -> Publication:
-    version = await to_thread.run_sync(_start_from, published, work)
+    version = _start_from(published, work)
     inside = replace(
         job,
         data_dir=work,
@@ -58,11 +59,11 @@ async def _publish(
     report = await ingest_paths(inside, embedder, on_event)
     if version is not None and not report.changed:
         return Publication(report, version, new=False)
+    async with await Catalog.open(inside.catalog_url) as catalog:
+        _remove_blobs(work, keep=await catalog.content_hashes())
     # Published with the rest: a citation's link must be valid on every server.
     signing_key(work / "secret")
-    with CancelScope(shield=True):  # the lock must be held until the thread is done
-        following = await to_thread.run_sync(publish, work, published)
-    return Publication(report, following, new=True)
+    return Publication(report, publish(work, published), new=True)
 
 
 def _workplace(data_dir: Path, published: Path) -> Path:
@@ -77,3 +78,10 @@ def _start_from(published: Path, work: Path) -> int | None:
     version = take(published, work)
     work.mkdir(parents=True, exist_ok=True, mode=0o700)
     return version
+
+
+def _remove_blobs(work: Path, keep: set[str]) -> None:
+    """Remove the bytes of files that are gone or have changed. Only here: nobody else puts bytes into `work`."""
+    for blob in (work / BLOBS).glob("*/*"):
+        if blob.name not in keep:
+            blob.unlink()

@@ -55,6 +55,11 @@ class Postgres:
     def stop(self) -> None:
         self.run("pg_ctl", "stop", "-w", "-D", "data", "-m", "immediate")
 
+    def execute(self, statement: str) -> None:
+        """Run a statement as the superuser."""
+        address = ("-h", "127.0.0.1", "-p", str(self.port))
+        self.run("psql", *address, "-U", "postgres", "-v", "ON_ERROR_STOP=1", "-c", statement)
+
     def new_database(self) -> str:
         """The URL of an empty database."""
         name = f"d{next(self.numbers)}"

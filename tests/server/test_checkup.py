@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from retrieval.lexical import LexicalIndex, LexicalWriter
 from server.catalog import Adopted, Catalog, FileVersion, Store, sqlite_url
@@ -90,3 +92,26 @@ async def test_an_adopted_store_is_asked_about_and_not_reindexed(
     assert len(looking.warnings) == 1
     assert "holds 5 rows" in caplog.text
     assert "reindex" not in caplog.text
+
+
+async def test_the_look_out_outlives_whatever_fails(
+    catalog: Catalog, store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert store.embedder == "minilm"
+    looking = checkup(catalog, tmp_path, "bge")
+    await rename_table(catalog, "stores", "gone")
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(looking.watch, 0)
+            while "could not be looked at" not in caplog.text:
+                await checkpoint()
+            await rename_table(catalog, "gone", "stores")
+            while not looking.warnings:
+                await checkpoint()
+            group.cancel_scope.cancel()
+
+
+async def rename_table(catalog: Catalog, old: str, new: str) -> None:
+    """Break the catalog under its user, or mend it."""
+    async with catalog._write() as connection:
+        await connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")

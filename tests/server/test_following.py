@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
+import anyio
 import pytest
+from anyio.lowlevel import checkpoint
 
 from retrieval.errors import IndexMissing
 from retrieval.lexical import LexicalIndex, LexicalWriter
@@ -24,6 +26,7 @@ from server.catalog import (
 from server.following import Following
 from tests.server.catalog import test_files
 from tests.server.catalog.test_files import NEW, OLD, put
+from tests.server.test_checkup import rename_table
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +59,10 @@ def version(file_id: str, digest: str, *texts: str) -> FileVersion:
 
 def index_names(store: Store, generations: int) -> list[str]:
     return [index_name(store.id, generation) for generation in range(generations)]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
 
 
 def words(index: LexicalIndex, store: Store, word: str) -> int:
@@ -175,4 +182,46 @@ async def test_looking_follows_every_store(catalog: Catalog, root: Path) -> None
     following = Following(catalog, root)
     await following.look()
     assert [words(LexicalIndex(root), store, "one") for store, _ in made] == [1, 1]
+    await following.close()
+
+
+async def test_what_was_copied_of_a_deleted_store_goes(
+    catalog: Catalog, store: Store, root: Path
+) -> None:
+    kept = await catalog.create_store("local", "kept")
+    empty = await catalog.create_store("local", "empty")
+    one = version(new_file_id(), OLD, "one")
+    await put(catalog, store, one)
+    await put(catalog, kept, version(new_file_id(), OLD, "two"))
+    following = Following(catalog, root)
+    await following.look()
+    await catalog.stage(store.id, one.passages)
+    await catalog.switch(store.id, 1, "other", 32, [RebuiltFile(one.file_id, OLD, 1, 3, {})])
+    await following.look()
+    assert names(root) >= set(index_names(store, 2))
+    with LexicalWriter(root, f"vs_{'0' * 32}") as writer:  # another catalog's, not copied by us
+        writer.commit()
+
+    for gone in (store, empty):
+        await catalog.delete_store(gone.id)
+    await Following(catalog, root).look()  # as after a restart
+    assert names(root) == {kept.index_name, f"vs_{'0' * 32}"}
+    assert names(root.with_name("followed")) == {f"{kept.index_name}.json"}
+
+
+async def test_the_look_out_outlives_whatever_fails(
+    catalog: Catalog, store: Store, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await put(catalog, store, version(new_file_id(), OLD, "one"))
+    await rename_table(catalog, "stores", "gone")
+    following = Following(catalog, root)
+    with anyio.fail_after(30):
+        async with anyio.create_task_group() as group:
+            group.start_soon(following.watch, 0)
+            while "could not be looked at" not in caplog.text:
+                await checkpoint()
+            await rename_table(catalog, "gone", "stores")
+            while LexicalIndex(root).stamp(store.index_name) is None:
+                await checkpoint()
+            group.cancel_scope.cancel()
     await following.close()

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 
@@ -76,6 +77,19 @@ async def test_the_end_waits_for_nobody() -> None:
     with handover.lease():
         handover.to(*versions.make(2))
         await handover.close()
+    assert versions.closed == [1, 2]
+
+
+async def test_the_end_in_the_turn_in_which_a_request_ends() -> None:
+    versions = Versions()
+    handover = Handover(*versions.make(1))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as group:
+            with handover.lease(), handover.lease():
+                handover.to(*versions.make(2))
+                await checkpoint()  # the old version's end is being waited for
+                group.start_soon(handover.close)
+                await checkpoint()  # close() has begun, and the wait has not gone on yet
     assert versions.closed == [1, 2]
 
 

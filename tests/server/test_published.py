@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -99,6 +100,14 @@ def test_bytes_that_were_published_before_are_linked_and_nothing_else(
     assert same == {name: name.startswith("blobs/") for name in FILES}
 
 
+def test_a_file_that_vanishes_meanwhile_makes_no_version(data: Path, published: Path) -> None:
+    publish(data, published)
+    (data / "lexical/vs_1/gone").symlink_to("nowhere")  # listed, and not there
+    with pytest.raises(FileNotFoundError, match="gone"):
+        publish(data, published)
+    assert current(published) == 1
+
+
 def test_nothing_published_is_nothing_taken(published: Path, tmp_path: Path) -> None:
     assert take(published, tmp_path / "taken") is None
     assert take(tmp_path / "missing", tmp_path / "taken") is None
@@ -182,14 +191,26 @@ def test_a_copy_is_of_one_version_while_versions_come_and_go(
         writer.join()
 
 
-def test_a_writer_killed_anywhere_leaves_a_whole_version(data: Path, published: Path) -> None:
-    publish(data, published)
-    program = ROOT / "tests" / "server" / "publish_killed.py"
+def killed_writers(*args: str | Path) -> list[Any]:
     ran = subprocess.run(
-        [sys.executable, program, data, published],
+        [sys.executable, ROOT / "tests" / "server" / "publish_killed.py", *args],
         cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True, timeout=120,
     )  # fmt: skip
-    children = [json.loads(line) for line in ran.stdout.splitlines()]
+    return [json.loads(line) for line in ran.stdout.splitlines()]
+
+
+def test_a_writer_killed_after_a_step_back_leaves_no_number_free(
+    data: Path, published: Path
+) -> None:
+    children = killed_writers(data, published, "stepped-back")
+    assert len(children) > 40
+    assert children[-1] == [None, 4]
+    assert {number for _, number in children} == {3, 4}
+
+
+def test_a_writer_killed_anywhere_leaves_a_whole_version(data: Path, published: Path) -> None:
+    publish(data, published)
+    children = killed_writers(data, published)
     assert len(children) > 40
     versions = [version for _, version, _ in children]
     assert versions == sorted(versions)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import anyio
 import pytest
 
 from retrieval.embed import Vectors
@@ -15,10 +17,12 @@ from retrieval.lexical import LexicalIndex
 from server.auth import signing_key
 from server.catalog import LOCAL_TENANT, Catalog, sqlite_url
 from server.ingestion import Publication, publish_paths
-from server.published import InUse, current, folder, writer_lock
+from server.published import InUse, check, current, folder, writer_lock
 from server.telemetry.ingests import read_totals
 from tests.server.api.bench import GROUNDWIRE
 from tests.server.ingest_child import HashEmbedder, job
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.anyio
 
@@ -79,6 +83,24 @@ async def test_each_version_is_the_last_one_and_what_changed(
         await publish()
 
 
+async def test_bytes_that_no_file_has_any_more_are_left_out(
+    documents: Path, tmp_path: Path
+) -> None:
+    published = tmp_path / "published"
+
+    async def bytes_of(version: int) -> set[bytes]:
+        await publish_paths(job(tmp_path / "data", documents), HashEmbedder(), published)
+        assert current(published) == version
+        return {blob.read_bytes() for blob in (folder(published, version) / "blobs").glob("*/*")}
+
+    tea, ferry = documents / "tea.txt", documents / "ferry.txt"
+    assert await bytes_of(1) == {tea.read_bytes(), ferry.read_bytes()}
+    ferry.unlink()
+    tea.write_text("Morva tea is steeped for twelve minutes.")
+    (documents / "gravel.txt").write_text("Gravel is sold by the ton.")
+    assert await bytes_of(2) == {tea.read_bytes(), b"Gravel is sold by the ton."}
+
+
 async def test_an_ingest_that_fails_publishes_nothing(documents: Path, tmp_path: Path) -> None:
     published, data_dir = tmp_path / "published", tmp_path / "data"
 
@@ -105,3 +127,36 @@ def test_the_command_publishes_and_says_which_version(documents: Path, tmp_path:
     assert ran.returncode == 1
     assert json.loads(ran.stdout)["published_version"] == 1
     assert current(published) == 1
+
+
+@pytest.mark.parametrize(
+    ("below", "files", "version", "said"),
+    [
+        ("published/v-2", "catalog.db", 2, "v-2 was published"),
+        ("published/v-2", "MANIFEST", 2, "v-2 was published"),
+        ("published/v-2", "catalog.db,MANIFEST", 1, "nothing was published, v-1 is current"),
+        ("data", "catalog.db", 1, "nothing was published, v-1 is current"),
+    ],
+)
+def test_ctrl_c_while_files_are_copied(
+    documents: Path, tmp_path: Path, below: str, files: str, version: int, said: str
+) -> None:
+    """One waits for the copy that is being made; a second one does not, and `CURRENT` stays."""
+    published, data_dir = tmp_path / "published", tmp_path / "data"
+    command = ["ingest", documents, "--store", "docs", "--publish", published, "--quiet"]
+    environment = {**os.environ, "GROUNDWIRE_DATA_DIR": str(data_dir)}
+    subprocess.run([GROUNDWIRE, *command], env=environment, check=True, timeout=120)
+    (documents / "gravel.txt").write_text("Gravel is sold by the ton.")
+
+    stopped = subprocess.run(
+        [sys.executable, ROOT / "tests/server/publish_stopped.py", tmp_path / below, files, *command],
+        cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (stopped.returncode, stopped.stderr) == (130, f"groundwire ingest: stopped; {said}\n")
+    assert current(published) == version
+    check(folder(published, version))
+    assert anyio.run(found, folder(published, version), "ferry") == ["ferry.txt"]
+    new = anyio.run(found, folder(published, version), "gravel")
+    assert new == (["gravel.txt"] if version == 2 else [])
+    assert list(data_dir.iterdir()) == []

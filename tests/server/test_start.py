@@ -61,4 +61,4 @@ def test_what_ran_side_by_side_is_said() -> None:
 def test_a_process_began_before_its_first_line_of_python() -> None:
     began = process_began()
     assert began < time.monotonic() - 0.1  # a pytest has taken longer than this to come here
-    assert process_began() == pytest.approx(began, abs=0.05)
+    assert process_began() == pytest.approx(began, abs=1.0)  # a machine that is busy may pause us

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
 import server.catalog
 from server.catalog import Catalog, CatalogUnavailable, database, sqlite_url
@@ -22,6 +25,9 @@ from server.catalog.tables import metadata
 from tests.debian.servers import free_port
 
 pytestmark = pytest.mark.anyio
+
+#: What a client of PostgreSQL asks first (protocol 3.0, "SSLRequest").
+_SSL_REQUEST = struct.pack("!I", 80877103)
 
 OPEN_AND_CREATE = """
 import asyncio, sys
@@ -118,6 +124,11 @@ async def test_a_file_that_is_no_database(sqlite: str, tmp_path: Path) -> None:
         ("postgres://u:p@h/d?sslmode=require", "postgresql+asyncpg://u:p@h/d?ssl=require"),
         ("postgresql://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
         ("postgresql+asyncpg://h/d?ssl=prefer", "postgresql+asyncpg://h/d?ssl=prefer"),
+        ("postgresql+asyncpg://h/d?sslmode=require", "postgresql+asyncpg://h/d?ssl=require"),
+        (
+            "postgres://h/d?sslmode=verify-full&channel_binding=require&connect_timeout=9",
+            "postgresql+asyncpg://h/d?ssl=verify-full",
+        ),
     ],
 )
 async def test_postgresql_s_url_as_hosters_give_it(given: str, read: str) -> None:
@@ -125,10 +136,44 @@ async def test_postgresql_s_url_as_hosters_give_it(given: str, read: str) -> Non
     assert url.render_as_string(hide_password=False) == read
 
 
+@pytest.mark.parametrize("parameter", ["sslrootcert=/ca.pem", "options=endpoint%3Dx"])
+async def test_what_the_driver_does_not_know_and_must_not_be_dropped(parameter: str) -> None:
+    with pytest.raises(CatalogUnavailable, match=parameter.partition("=")[0]) as raised:
+        await Catalog.open(f"postgres://me:s3cret@127.0.0.1:{free_port()}/d?{parameter}")
+    assert "s3cret" not in str(raised.value)
+
+
 async def test_a_database_that_is_away() -> None:
     with pytest.raises(CatalogUnavailable, match="cannot be opened") as raised:
         await Catalog.open(f"postgresql://me:s3cret@127.0.0.1:{free_port()}/d")
     assert "s3cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("state", "unavailable"),
+    [("57P01", True), ("57P03", True), ("08006", True), ("28P01", True), ("42501", False)],
+)
+async def test_a_postgresql_that_refuses_connections(state: str, unavailable: bool) -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        (size,) = struct.unpack("!I", await reader.readexactly(4))
+        if await reader.readexactly(size - 4) == _SSL_REQUEST:
+            writer.write(b"N")
+            (size,) = struct.unpack("!I", await reader.readexactly(4))
+            await reader.readexactly(size - 4)
+        fields = b"SFATAL\0VFATAL\0C" + state.encode() + b"\0Mnot you, u\0\0"
+        writer.write(b"E" + struct.pack("!I", len(fields) + 4) + fields)
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        url = make_url(f"postgresql+asyncpg://u:p@127.0.0.1:{port}/d")
+        async with Catalog(database._postgres(url)) as catalog:
+            with pytest.raises(CatalogUnavailable if unavailable else DBAPIError) as raised:
+                await catalog.find_store("local", "docs")
+    if unavailable:
+        assert state in str(raised.value)
+        assert "not you" not in str(raised.value)
 
 
 async def test_who_uses_sqlite_ingests_alone_anyway(sqlite: str) -> None:

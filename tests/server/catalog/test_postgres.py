@@ -67,6 +67,30 @@ async def test_a_restart_that_nobody_saw(postgres: Postgres, shared: str) -> Non
         assert await catalog.find_store("local", "docs") == store
 
 
+@pytest.mark.parametrize(
+    ("refuse", "state", "admit"),
+    [("CONNECTION LIMIT 0", "53300", "CONNECTION LIMIT -1"), ("NOLOGIN", "28000", "LOGIN")],
+)
+async def test_a_database_that_lets_us_in_no_more(
+    postgres: Postgres, shared: str, refuse: str, state: str, admit: str
+) -> None:
+    role, name = f"user{state}", shared.rpartition("/")[2]
+    postgres.execute(f"CREATE ROLE {role} LOGIN")
+    postgres.execute(f"ALTER DATABASE {name} OWNER TO {role}")
+    async with await Catalog.open(shared.replace("postgres@", f"{role}@")) as catalog:
+        store = await catalog.create_store("local", "docs")
+        postgres.execute(f"ALTER ROLE {role} {refuse}")
+        postgres.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'"
+        )
+        with pytest.raises(CatalogUnavailable, match=f"SQLSTATE {state}"):
+            await catalog.find_store("local", "docs")
+        with pytest.raises(CatalogUnavailable, match=f"SQLSTATE {state}"):
+            await catalog.bump_version(store.id)
+        postgres.execute(f"ALTER ROLE {role} {admit}")
+        assert await catalog.find_store("local", "docs") == store
+
+
 async def test_one_ingests_at_a_time(shared: str) -> None:
     heard: list[str] = []
     async with await Catalog.open(shared) as one, await Catalog.open(shared) as other:
