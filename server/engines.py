@@ -165,6 +165,7 @@ def _logging_of_vllm(settings: Settings) -> dict[str, str]:
     if settings.log_format == "text":
         return {}
     level = vllm_log_level(settings)
+    settings.make_data_dir()  # the storage makes it too, which may be later
     path = settings.data_dir.resolve() / "vllm-logging.json"
     path.write_text(json.dumps(config_of_vllm(level, content=settings.log_content)))
     return {"VLLM_LOGGING_CONFIG_PATH": str(path)}
