@@ -249,12 +249,17 @@ def download_weights() -> None:
     timeout=60 * MINUTES,
 )
 def ingest(store: str = "docs") -> None:
-    """Bring the store up to date with the documents Volume, and publish it."""
+    """Bring the store up to date with the documents Volume, and publish it.
+
+    Raises RuntimeError also where only some documents could not be read: the log names them, the others are in.
+    """
     publishing = ["--publish", str(INDEX)] if MODE == "published" else []
     for volume in (documents_volume, index_volume):
         volume.reload()  # a container that is used again sees a Volume as it was
-    groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
-    index_volume.commit()
+    try:
+        groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
+    finally:  # a document that could not be read fails the command, and the others are published
+        index_volume.commit()
 
 
 @app.local_entrypoint()
@@ -263,8 +268,10 @@ def publish(documents: str, store: str = "docs") -> None:
     with documents_volume.batch_upload(force=True) as upload:
         upload.put_directory(documents, "/")
     fetching = download_weights.spawn()
-    ingest.remote(store)
-    fetching.get()
+    try:
+        ingest.remote(store)
+    finally:  # the first deploy needs them whatever the documents are like
+        fetching.get()
 
 
 # ## Measuring

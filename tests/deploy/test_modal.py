@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -230,6 +231,77 @@ def test_a_container_logs_as_the_settings_say(
     (handler,) = root_log.handlers
     assert isinstance(handler.formatter, JsonFormatter)
     assert root_log.level == logging.INFO
+
+
+# Documents
+
+
+class Volume:
+    """Stands where a Volume of Modal's stands, over a folder; `committed` is what CURRENT said at each commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.committed: list[str] = []
+
+    def reload(self) -> None: ...
+
+    def commit(self) -> None:
+        current = self.folder / "CURRENT"
+        self.committed.append(current.read_text().strip() if current.exists() else "")
+
+    @contextmanager
+    def batch_upload(self, *, force: bool) -> Iterator[Volume]:
+        assert force
+        yield self
+
+    def put_directory(self, local: str, remote: str) -> None:
+        shutil.copytree(local, self.folder / remote.lstrip("/"), dirs_exist_ok=True)
+
+
+class Call:
+    """Stands where Modal runs a function elsewhere."""
+
+    def __init__(self, function: Callable[..., None] = lambda: None) -> None:
+        self.remote = function
+        self.waited_for = False
+
+    def spawn(self) -> Call:
+        return self
+
+    def get(self) -> None:
+        self.waited_for = True
+
+
+@pytest.fixture
+def writer(container: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The file as the container of `ingest` reads it, with folders for Volumes; no document there yet."""
+    module = deploy_file(container)
+    for name in ("documents", "index"):
+        folder = tmp_path / f"{name}-volume"
+        folder.mkdir()
+        container.setattr(module, name.upper(), folder)
+        container.setattr(module, f"{name}_volume", Volume(folder))
+    container.setattr(
+        os, "nice", lambda _: 0
+    )  # an ingest steps back; the tests after this one stay
+    container.setattr(os, "sched_setscheduler", lambda *_: None)
+    return module
+
+
+def test_a_document_that_cannot_be_read_keeps_nothing_else_from_being_published(
+    writer: ModuleType, container: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
+    (mine / "broken.pdf").write_bytes(b"not a PDF")
+    container.setattr(writer, "ingest", Call(writer.ingest._get_source_info().raw_f))
+    weights = Call()
+    container.setattr(writer, "download_weights", weights)
+    with pytest.raises(RuntimeError, match=r"groundwire ingest .* ended with status 1"):
+        writer.publish.info.raw_f(str(mine))
+    assert writer.index_volume.committed == ["v-1"]
+    assert weights.waited_for
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:
