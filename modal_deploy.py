@@ -78,7 +78,7 @@ LOCAL = Path("/tmp/groundwire")
 # `HF_TOKEN` belongs here too where a model asks for it, and so does any other setting.
 SECRET_KEYS = ["GROUNDWIRE_API_KEYS"]
 if MODE == "live":
-    SECRET_KEYS += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"]
+    SECRET_KEYS += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL", "GROUNDWIRE_SIGNING_SECRET"]
 secrets = [modal.Secret.from_name("groundwire", required_keys=SECRET_KEYS)]
 
 # ## The image

@@ -7,7 +7,7 @@ import json
 import logging
 import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,11 @@ Ready = Callable[[], Awaitable[Mapping[str, Engine]]]
 
 @asynccontextmanager
 async def begin_engines(
-    settings: Settings, progress: Progress, start: StartTrace
+    settings: Settings, progress: Progress, start: StartTrace, engine: Engine | None = None
 ) -> AsyncIterator[Ready]:
     """Open the upstreams, begin to load the engine of this process, and yield what waits for it.
 
+    An `engine` that is there already takes that one's place, and stays open when the block ends.
     The upstreams come first, so that a mistake in one shows before the minute that vLLM takes. When the block
     ends, a load that nobody waited for is given up. Raises whatever an engine raises.
     """
@@ -47,7 +48,11 @@ async def begin_engines(
             one.name: await stack.enter_async_context(_open_upstream(one, progress))
             for one in settings.engines
         }
-        own = await stack.enter_async_context(_begin_own(settings, progress, start))
+        own: AbstractAsyncContextManager[Engine] | None
+        if engine is None:
+            own = await stack.enter_async_context(_begin_own(settings, progress, start))
+        else:
+            own = nullcontext(engine)
 
         async def ready() -> Mapping[str, Engine]:
             if own is None:

@@ -79,7 +79,8 @@ def test_choices_are_the_shell_s_and_go_into_the_image(environment: pytest.Monke
 def test_live_replicas_share_databases_and_no_volume(environment: pytest.MonkeyPatch) -> None:
     module = deploy_file(environment, MODE="live")
     assert set(server(module).volumes) == {"/weights", "/compiled"}
-    assert {"GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"} < set(module.SECRET_KEYS)
+    shared = {"GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL", "GROUNDWIRE_SIGNING_SECRET"}
+    assert shared < set(module.SECRET_KEYS)
     assert "GROUNDWIRE_PUBLISHED_DIR" not in module.ENVIRONMENT
 
 
@@ -211,26 +212,28 @@ async def test_without_a_key_it_does_not_start(
     assert not (tmp_path / "data").exists()
 
 
-@pytest.fixture
+@contextmanager
 def root_log() -> Iterator[logging.Logger]:
-    """The root logger as in a process that has set nothing up; pytest has."""
+    """The root logger as in a process that has set nothing up; pytest has, and anew after the fixtures."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()
-    yield root
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(False)
+    try:
+        yield root
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.captureWarnings(False)
 
 
-def test_a_container_logs_as_the_settings_say(
-    container: pytest.MonkeyPatch, root_log: logging.Logger
-) -> None:
+def test_a_container_logs_as_the_settings_say(container: pytest.MonkeyPatch) -> None:
     container.setenv("GROUNDWIRE_LOG_FORMAT", "json")
-    deploy_file(container).container_settings()
-    (handler,) = root_log.handlers
-    assert isinstance(handler.formatter, JsonFormatter)
-    assert root_log.level == logging.INFO
+    module = deploy_file(container)
+    with root_log() as root:
+        module.container_settings()
+        (handler,) = root.handlers
+        assert isinstance(handler.formatter, JsonFormatter)
+        assert root.level == logging.INFO
 
 
 # Documents
