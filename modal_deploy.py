@@ -14,6 +14,7 @@ The URL that `modal deploy` prints is the `base_url`, with `/v1` behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
 from contextlib import AsyncExitStack
@@ -26,6 +27,7 @@ MINUTES = 60  # seconds
 GIB = 1024  # Modal counts memory in MiB
 
 app = modal.App("groundwire")
+log = logging.getLogger("groundwire.modal")
 
 # ## What you choose
 #
@@ -159,29 +161,38 @@ class Server:
         or a Chroma. Without snapshots there is nothing to do here.
         """
         from server.engines import open_asleep
+        from server.start import StartTrace, process_began
 
         self.stack = AsyncExitStack()
         self.engine = None
         if SNAPSHOT:
-            opening = open_asleep(container_settings(), print)
+            trace = StartTrace(process_began())
+            opening = open_asleep(container_settings(), log.info, trace)
             self.engine = await self.stack.enter_async_context(opening)
+            log_steps("what the snapshot holds", trace)
 
     @modal.enter(snap=False)
     async def start(self) -> None:
         """Open everything, beside the engine or around the one that wakes. Raises RuntimeError without a key."""
+        from server.start import StartTrace, process_began
+
+        # A restored process began in another container, and its clock does not say how long the restoring took.
+        trace = StartTrace() if SNAPSHOT else StartTrace(process_began())
         from server.app import create_app
         from server.services import open_services
 
+        trace.record("imports")
         random.seed()
         task = {"push_instance": os.environ.get("MODAL_TASK_ID")}  # a restored container's own
         settings = container_settings().model_copy(update=task)
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
         if self.engine is not None:
-            await self.engine.wake()
-        services = await self.stack.enter_async_context(
-            open_services(settings, print, engine=self.engine, refresh=refresh)
-        )
+            with trace.step("wake"):
+                await self.engine.wake()
+        opening = open_services(settings, log.info, self.engine, refresh, trace)
+        services = await self.stack.enter_async_context(opening)
+        log_steps("the start", trace)
         self.app = create_app(settings, services)
         self.watch = asyncio.create_task(end_when(services.dead))
 
@@ -205,6 +216,13 @@ def container_settings() -> Any:
     settings = load_settings()
     logs.set_up(settings.log_level, settings.log_format, content=settings.log_content)
     return settings
+
+
+def log_steps(what: str, trace: Any) -> None:
+    """Say in the container's log where the seconds went."""
+    from server.start import described
+
+    log.info("%s, step by step:\n%s", what, "\n".join(described(trace.records)))
 
 
 async def refresh() -> None:

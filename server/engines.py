@@ -63,14 +63,16 @@ async def begin_engines(
 
 
 @asynccontextmanager
-async def open_asleep(settings: Settings, progress: Progress) -> AsyncIterator[Sleeper]:
+async def open_asleep(
+    settings: Settings, progress: Progress, start: StartTrace
+) -> AsyncIterator[Sleeper]:
     """The engine of this process, loaded and run warm, then put to sleep: what a memory snapshot is made of.
 
     Raises EngineUnsupported where it cannot sleep, or where all engines are elsewhere, and whatever it raises.
     """
     flags = [*settings.vllm_args, "--enable-sleep-mode"] if settings.engine == "vllm" else []
     settings = settings.model_copy(update={"vllm_args": flags})
-    async with _begin_own(settings, progress, StartTrace()) as own:
+    async with _begin_own(settings, progress, start) as own:
         if own is None:
             raise EngineUnsupported("no engine runs in this process")
         async with own as engine:

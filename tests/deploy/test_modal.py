@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -191,6 +192,22 @@ async def test_published_documents_ground_its_answers(
 
 
 async def _nothing() -> None: ...
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("snapshot", ["0", "1"])
+async def test_a_container_tells_where_the_seconds_of_its_start_went(
+    container: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, snapshot: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(deploy_file(container, MODE="live", SNAPSHOT=snapshot)) as client:
+        metrics = (await client.get("/metrics")).text
+    steps = set(re.findall(r'^groundwire_start_step_duration_seconds{step="(\w+)"}', metrics, re.M))
+    assert {"imports", "catalog", "chroma", "embedder", "index"} <= steps
+    assert ("wake" in steps) == (snapshot == "1")
+    logged = [line.getMessage() for line in caplog.records if line.name == "groundwire.modal"]
+    (start,) = [message for message in logged if message.startswith("the start, step by step:")]
+    assert {line.split()[0] for line in start.splitlines()[1:]} == steps
 
 
 @pytest.mark.anyio
