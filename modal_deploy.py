@@ -6,7 +6,7 @@ From a new account to a grounded answer (`docs/modal.md` names what each costs):
     modal secret create groundwire GROUNDWIRE_API_KEYS=your-key
     modal run modal_deploy.py::publish --documents ./my-documents
     modal deploy modal_deploy.py
-    modal run modal_deploy.py::smoke
+    modal run modal_deploy.py::smoke --question "what one of your documents answers"
 
 The URL that `modal deploy` prints is the `base_url`, with `/v1` behind it.
 """
@@ -313,7 +313,7 @@ def evaluate(folder: str = ".") -> None:
 
 @app.function(image=image, secrets=secrets, timeout=30 * MINUTES)
 def smoke(question: str = "", max_seconds: float = 5.0) -> None:
-    """Ask the deployed server, and fail when the answer takes longer than `max_seconds`."""
+    """Ask the deployed server; fail when no document grounds the answer, or when it takes over `max_seconds`."""
     url = modal.Cls.from_name("groundwire", "Server")().web.get_web_url()
     asked = ["--question", question] if question else []
     groundwire("smoke", url, "--max-seconds", str(max_seconds), *asked)
