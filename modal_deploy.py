@@ -17,7 +17,10 @@ import asyncio
 import logging
 import os
 import random
-from contextlib import AsyncExitStack
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,16 @@ golden_volume = modal.Volume.from_name("groundwire-golden", create_if_missing=Tr
 WEIGHTS, COMPILED = Path("/weights"), Path("/compiled")
 DOCUMENTS, INDEX, GOLDEN = Path("/documents"), Path("/index"), Path("/golden")
 LOCAL = Path("/tmp/groundwire")
+
+#: How long a container with a dead engine may take to close the rest.
+CLOSING_SECONDS = 20.0
+#: A function is stopped after this; a claim that is older by some minutes is one that a killed writer left.
+INGEST_SECONDS = 60 * MINUTES
+CLAIM_SECONDS = INGEST_SECONDS + 10 * MINUTES
+
+# Volumes have no locks, and each `modal run` is an app of its own, whose limits say nothing to another's. So who
+# writes the index puts a claim here: time by name.
+claims = modal.Dict.from_name("groundwire-writer", create_if_missing=True)
 
 # Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
 # `HF_TOKEN` belongs here too where a model asks for it, and so does any other setting.
@@ -194,7 +207,7 @@ class Server:
         services = await self.stack.enter_async_context(opening)
         log_steps("the start", trace)
         self.app = create_app(settings, services)
-        self.watch = asyncio.create_task(end_when(services.dead))
+        self.watch = asyncio.create_task(end_when(services.dead, self.stack))
 
     @modal.asgi_app()
     def web(self) -> Any:
@@ -230,16 +243,28 @@ async def refresh() -> None:
     await index_volume.reload.aio()
 
 
-async def end_when(dead: asyncio.Event) -> None:
-    """A dead engine does not come back in its process: the container ends, and Modal starts another."""
+async def end_when(dead: asyncio.Event, stack: AsyncExitStack) -> None:
+    """A dead engine does not come back in its process: the container ends, and Modal starts another.
+
+    What it pushed is taken away first, or a Pushgateway would show it for ever; nothing that hangs holds up the end.
+    """
     await dead.wait()
-    os._exit(1)
+    # A thread: whatever is closed may hold the event loop.
+    latest = threading.Timer(CLOSING_SECONDS, os._exit, (1,))
+    latest.daemon = True
+    latest.start()
+    try:
+        await stack.aclose()
+    finally:
+        latest.cancel()
+        os._exit(1)
 
 
 # ## Documents and weights
 #
 # Both need no GPU. `ingest` goes on from the last version: files that did not change cost nothing, files that
-# are gone from the Volume leave the store. One runs at a time: two writers would each publish half of the news.
+# are gone from the Volume leave the store. One runs at a time, for two would each publish half of the news: a second
+# one fails while there is a claim. Live, PostgreSQL's lock lets it wait.
 # Replicas that run take the new version within seconds, and finish on the old one what they began there.
 
 
@@ -263,8 +288,7 @@ def download_weights() -> None:
     memory=16 * GIB,
     volumes={str(DOCUMENTS): documents_volume.read_only(), str(INDEX): index_volume},
     secrets=secrets,
-    max_containers=1,
-    timeout=60 * MINUTES,
+    timeout=INGEST_SECONDS,
 )
 def ingest(store: str = "docs") -> None:
     """Bring the store up to date with the documents Volume, and publish it.
@@ -272,12 +296,36 @@ def ingest(store: str = "docs") -> None:
     Raises RuntimeError also where only some documents could not be read: the log names them, the others are in.
     """
     publishing = ["--publish", str(INDEX)] if MODE == "published" else []
-    for volume in (documents_volume, index_volume):
-        volume.reload()  # a container that is used again sees a Volume as it was
+    with only_writer() if publishing else nullcontext():
+        for volume in (documents_volume, index_volume):
+            volume.reload()  # a container that is used again sees a Volume as it was
+        try:
+            groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
+        finally:  # a document that could not be read fails the command, and the others are published
+            index_volume.commit()
+
+
+@contextmanager
+def only_writer() -> Iterator[None]:
+    """Hold the claim to the index while the block runs. Raises RuntimeError while somebody else does.
+
+    A claim that a killed writer left stays; who comes first behind it has the next, so that only one can.
+    """
+    name, now = "writer", time.time()
+    while not claims.put(name, now, skip_if_exists=True):
+        since = claims.get(name)
+        if since is None:
+            continue  # given back meanwhile
+        if now - since < CLAIM_SECONDS:
+            raise RuntimeError(
+                f"another ingest has been at work for {now - since:.0f} s; where it was killed, "
+                "`modal dict clear groundwire-writer` lets the next one begin"
+            )
+        name = f"after {since}"
     try:
-        groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
-    finally:  # a document that could not be read fails the command, and the others are published
-        index_volume.commit()
+        yield
+    finally:
+        claims.pop(name)
 
 
 @app.local_entrypoint()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +21,8 @@ import httpx
 import pytest
 
 from server.telemetry.logs import JsonFormatter
+from tests.server.api.bench import DEADLINE_SECONDS
+from tests.server.test_push import Heard, listening
 
 ROOT = Path(__file__).parents[2]
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
@@ -211,6 +215,25 @@ async def test_a_container_tells_where_the_seconds_of_its_start_went(
 
 
 @pytest.mark.anyio
+async def test_an_engine_that_dies_ends_the_container_behind_its_last_push(
+    container: pytest.MonkeyPatch,
+) -> None:
+    heard, ends, ended = Heard(), [], asyncio.Event()
+
+    def end(status: int) -> None:
+        ends.append((status, heard.methods[-1]))
+        ended.set()
+
+    container.setattr(os, "_exit", end)
+    container.setenv("GROUNDWIRE_SCRIPTED", '{"fail": "dead"}')
+    with listening(heard) as port:
+        container.setenv("GROUNDWIRE_PUSH_URL", f"http://127.0.0.1:{port}")
+        async with running(deploy_file(container, MODE="live")):
+            await asyncio.wait_for(ended.wait(), DEADLINE_SECONDS)
+    assert ends == [(1, "DELETE")]
+
+
+@pytest.mark.anyio
 async def test_exit_frees_the_directory(container: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with running(deploy_file(container, MODE="live")):
         assert (tmp_path / "data" / "chroma.json").exists()
@@ -301,9 +324,9 @@ def writer(container: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         folder.mkdir()
         container.setattr(module, name.upper(), folder)
         container.setattr(module, f"{name}_volume", Volume(folder))
-    container.setattr(
-        os, "nice", lambda _: 0
-    )  # an ingest steps back; the tests after this one stay
+    container.setattr(module, "claims", Dict())
+    # An ingest steps back; the tests after this one stay as they are.
+    container.setattr(os, "nice", lambda _: 0)
     container.setattr(os, "sched_setscheduler", lambda *_: None)
     return module
 
@@ -322,6 +345,47 @@ def test_a_document_that_cannot_be_read_keeps_nothing_else_from_being_published(
         writer.publish.info.raw_f(str(mine))
     assert writer.index_volume.committed == ["v-1"]
     assert weights.waited_for
+
+
+class Dict:
+    """Stands where a Dict of Modal's stands."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, float] = {}
+
+    def put(self, key: str, value: float, *, skip_if_exists: bool) -> bool:
+        assert skip_if_exists
+        return self.kept.setdefault(key, value) is value
+
+    def get(self, key: str) -> float | None:
+        return self.kept.get(key)
+
+    def pop(self, key: str) -> float:
+        return self.kept.pop(key)
+
+
+def test_one_ingest_publishes_at_a_time(writer: ModuleType) -> None:
+    ingest = writer.ingest._get_source_info().raw_f
+    with writer.only_writer():
+        with pytest.raises(RuntimeError, match="another ingest has been at work for 0 s"):
+            ingest()
+        assert writer.index_volume.committed == []
+    (writer.DOCUMENTS / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
+    ingest()
+    assert writer.index_volume.committed == ["v-1"]
+    assert writer.claims.kept == {}
+
+
+def test_a_claim_that_a_killed_ingest_left_is_passed_over_by_one(writer: ModuleType) -> None:
+    left = time.time() - writer.CLAIM_SECONDS - 1
+    writer.claims.kept["writer"] = left
+    for _ in range(2):
+        with (
+            writer.only_writer(),
+            pytest.raises(RuntimeError, match="modal dict clear groundwire-writer"),
+        ):
+            writer.only_writer().__enter__()
+        assert writer.claims.kept == {"writer": left}
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:
