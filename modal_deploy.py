@@ -6,7 +6,7 @@ From a new account to a grounded answer (`docs/modal.md` names what each costs):
     modal secret create groundwire GROUNDWIRE_API_KEYS=your-key
     modal run modal_deploy.py::publish --documents ./my-documents
     modal deploy modal_deploy.py
-    modal run modal_deploy.py::smoke
+    modal run modal_deploy.py::smoke --question "what one of your documents answers"
 
 The URL that `modal deploy` prints is the `base_url`, with `/v1` behind it.
 """
@@ -14,9 +14,13 @@ The URL that `modal deploy` prints is the `base_url`, with `/v1` behind it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import random
-from contextlib import AsyncExitStack
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +30,7 @@ MINUTES = 60  # seconds
 GIB = 1024  # Modal counts memory in MiB
 
 app = modal.App("groundwire")
+log = logging.getLogger("groundwire.modal")
 
 # ## What you choose
 #
@@ -74,11 +79,21 @@ WEIGHTS, COMPILED = Path("/weights"), Path("/compiled")
 DOCUMENTS, INDEX, GOLDEN = Path("/documents"), Path("/index"), Path("/golden")
 LOCAL = Path("/tmp/groundwire")
 
+#: How long a container with a dead engine may take to close the rest.
+CLOSING_SECONDS = 20.0
+#: A function is stopped after this; a claim that is older by some minutes is one that a killed writer left.
+INGEST_SECONDS = 60 * MINUTES
+CLAIM_SECONDS = INGEST_SECONDS + 10 * MINUTES
+
+# Volumes have no locks, and each `modal run` is an app of its own, whose limits say nothing to another's. So who
+# writes the index puts a claim here: time by name.
+claims = modal.Dict.from_name("groundwire-writer", create_if_missing=True)
+
 # Everyone on the internet can reach the URL: without a key in this Secret nothing is deployed or started.
 # `HF_TOKEN` belongs here too where a model asks for it, and so does any other setting.
 SECRET_KEYS = ["GROUNDWIRE_API_KEYS"]
 if MODE == "live":
-    SECRET_KEYS += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"]
+    SECRET_KEYS += ["GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL", "GROUNDWIRE_SIGNING_SECRET"]
 secrets = [modal.Secret.from_name("groundwire", required_keys=SECRET_KEYS)]
 
 # ## The image
@@ -159,31 +174,40 @@ class Server:
         or a Chroma. Without snapshots there is nothing to do here.
         """
         from server.engines import open_asleep
+        from server.start import StartTrace, process_began
 
         self.stack = AsyncExitStack()
         self.engine = None
         if SNAPSHOT:
-            opening = open_asleep(container_settings(), print)
+            trace = StartTrace(process_began())
+            opening = open_asleep(container_settings(), log.info, trace)
             self.engine = await self.stack.enter_async_context(opening)
+            log_steps("what the snapshot holds", trace)
 
     @modal.enter(snap=False)
     async def start(self) -> None:
         """Open everything, beside the engine or around the one that wakes. Raises RuntimeError without a key."""
+        from server.start import StartTrace, process_began
+
+        # A restored process began in another container, and its clock does not say how long the restoring took.
+        trace = StartTrace() if SNAPSHOT else StartTrace(process_began())
         from server.app import create_app
         from server.services import open_services
 
+        trace.record("imports")
         random.seed()
         task = {"push_instance": os.environ.get("MODAL_TASK_ID")}  # a restored container's own
         settings = container_settings().model_copy(update=task)
         if not settings.api_keys:
             raise RuntimeError("no key: put GROUNDWIRE_API_KEYS into the Modal Secret `groundwire`")
         if self.engine is not None:
-            await self.engine.wake()
-        services = await self.stack.enter_async_context(
-            open_services(settings, print, engine=self.engine, refresh=refresh)
-        )
+            with trace.step("wake"):
+                await self.engine.wake()
+        opening = open_services(settings, log.info, self.engine, refresh, trace)
+        services = await self.stack.enter_async_context(opening)
+        log_steps("the start", trace)
         self.app = create_app(settings, services)
-        self.watch = asyncio.create_task(end_when(services.dead))
+        self.watch = asyncio.create_task(end_when(services.dead, self.stack))
 
     @modal.asgi_app()
     def web(self) -> Any:
@@ -207,21 +231,40 @@ def container_settings() -> Any:
     return settings
 
 
+def log_steps(what: str, trace: Any) -> None:
+    """Say in the container's log where the seconds went."""
+    from server.start import described
+
+    log.info("%s, step by step:\n%s", what, "\n".join(described(trace.records)))
+
+
 async def refresh() -> None:
     """Let a container see what was committed to the index since it last looked."""
     await index_volume.reload.aio()
 
 
-async def end_when(dead: asyncio.Event) -> None:
-    """A dead engine does not come back in its process: the container ends, and Modal starts another."""
+async def end_when(dead: asyncio.Event, stack: AsyncExitStack) -> None:
+    """A dead engine does not come back in its process: the container ends, and Modal starts another.
+
+    What it pushed is taken away first, or a Pushgateway would show it for ever; nothing that hangs holds up the end.
+    """
     await dead.wait()
-    os._exit(1)
+    # A thread: whatever is closed may hold the event loop.
+    latest = threading.Timer(CLOSING_SECONDS, os._exit, (1,))
+    latest.daemon = True
+    latest.start()
+    try:
+        await stack.aclose()
+    finally:
+        latest.cancel()
+        os._exit(1)
 
 
 # ## Documents and weights
 #
 # Both need no GPU. `ingest` goes on from the last version: files that did not change cost nothing, files that
-# are gone from the Volume leave the store. One runs at a time: two writers would each publish half of the news.
+# are gone from the Volume leave the store. One runs at a time, for two would each publish half of the news: a second
+# one fails while there is a claim. Live, PostgreSQL's lock lets it wait.
 # Replicas that run take the new version within seconds, and finish on the old one what they began there.
 
 
@@ -245,16 +288,44 @@ def download_weights() -> None:
     memory=16 * GIB,
     volumes={str(DOCUMENTS): documents_volume.read_only(), str(INDEX): index_volume},
     secrets=secrets,
-    max_containers=1,
-    timeout=60 * MINUTES,
+    timeout=INGEST_SECONDS,
 )
 def ingest(store: str = "docs") -> None:
-    """Bring the store up to date with the documents Volume, and publish it."""
+    """Bring the store up to date with the documents Volume, and publish it.
+
+    Raises RuntimeError also where only some documents could not be read: the log names them, the others are in.
+    """
     publishing = ["--publish", str(INDEX)] if MODE == "published" else []
-    for volume in (documents_volume, index_volume):
-        volume.reload()  # a container that is used again sees a Volume as it was
-    groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
-    index_volume.commit()
+    with only_writer() if publishing else nullcontext():
+        for volume in (documents_volume, index_volume):
+            volume.reload()  # a container that is used again sees a Volume as it was
+        try:
+            groundwire("ingest", str(DOCUMENTS), "--store", store, "--prune", *publishing)
+        finally:  # a document that could not be read fails the command, and the others are published
+            index_volume.commit()
+
+
+@contextmanager
+def only_writer() -> Iterator[None]:
+    """Hold the claim to the index while the block runs. Raises RuntimeError while somebody else does.
+
+    A claim that a killed writer left stays; who comes first behind it has the next, so that only one can.
+    """
+    name, now = "writer", time.time()
+    while not claims.put(name, now, skip_if_exists=True):
+        since = claims.get(name)
+        if since is None:
+            continue  # given back meanwhile
+        if now - since < CLAIM_SECONDS:
+            raise RuntimeError(
+                f"another ingest has been at work for {now - since:.0f} s; where it was killed, "
+                "`modal dict clear groundwire-writer` lets the next one begin"
+            )
+        name = f"after {since}"
+    try:
+        yield
+    finally:
+        claims.pop(name)
 
 
 @app.local_entrypoint()
@@ -263,8 +334,10 @@ def publish(documents: str, store: str = "docs") -> None:
     with documents_volume.batch_upload(force=True) as upload:
         upload.put_directory(documents, "/")
     fetching = download_weights.spawn()
-    ingest.remote(store)
-    fetching.get()
+    try:
+        ingest.remote(store)
+    finally:  # the first deploy needs them whatever the documents are like
+        fetching.get()
 
 
 # ## Measuring
@@ -288,7 +361,7 @@ def evaluate(folder: str = ".") -> None:
 
 @app.function(image=image, secrets=secrets, timeout=30 * MINUTES)
 def smoke(question: str = "", max_seconds: float = 5.0) -> None:
-    """Ask the deployed server, and fail when the answer takes longer than `max_seconds`."""
+    """Ask the deployed server; fail when no document grounds the answer, or when it takes over `max_seconds`."""
     url = modal.Cls.from_name("groundwire", "Server")().web.get_web_url()
     asked = ["--question", question] if question else []
     groundwire("smoke", url, "--max-seconds", str(max_seconds), *asked)

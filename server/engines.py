@@ -7,7 +7,7 @@ import json
 import logging
 import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -35,10 +35,11 @@ Ready = Callable[[], Awaitable[Mapping[str, Engine]]]
 
 @asynccontextmanager
 async def begin_engines(
-    settings: Settings, progress: Progress, start: StartTrace
+    settings: Settings, progress: Progress, start: StartTrace, engine: Engine | None = None
 ) -> AsyncIterator[Ready]:
     """Open the upstreams, begin to load the engine of this process, and yield what waits for it.
 
+    An `engine` that is there already takes that one's place, and stays open when the block ends.
     The upstreams come first, so that a mistake in one shows before the minute that vLLM takes. When the block
     ends, a load that nobody waited for is given up. Raises whatever an engine raises.
     """
@@ -47,7 +48,11 @@ async def begin_engines(
             one.name: await stack.enter_async_context(_open_upstream(one, progress))
             for one in settings.engines
         }
-        own = await stack.enter_async_context(_begin_own(settings, progress, start))
+        own: AbstractAsyncContextManager[Engine] | None
+        if engine is None:
+            own = await stack.enter_async_context(_begin_own(settings, progress, start))
+        else:
+            own = nullcontext(engine)
 
         async def ready() -> Mapping[str, Engine]:
             if own is None:
@@ -58,14 +63,16 @@ async def begin_engines(
 
 
 @asynccontextmanager
-async def open_asleep(settings: Settings, progress: Progress) -> AsyncIterator[Sleeper]:
+async def open_asleep(
+    settings: Settings, progress: Progress, start: StartTrace
+) -> AsyncIterator[Sleeper]:
     """The engine of this process, loaded and run warm, then put to sleep: what a memory snapshot is made of.
 
     Raises EngineUnsupported where it cannot sleep, or where all engines are elsewhere, and whatever it raises.
     """
     flags = [*settings.vllm_args, "--enable-sleep-mode"] if settings.engine == "vllm" else []
     settings = settings.model_copy(update={"vllm_args": flags})
-    async with _begin_own(settings, progress, StartTrace()) as own:
+    async with _begin_own(settings, progress, start) as own:
         if own is None:
             raise EngineUnsupported("no engine runs in this process")
         async with own as engine:
@@ -165,6 +172,7 @@ def _logging_of_vllm(settings: Settings) -> dict[str, str]:
     if settings.log_format == "text":
         return {}
     level = vllm_log_level(settings)
+    settings.make_data_dir()  # the storage makes it too, which may be later
     path = settings.data_dir.resolve() / "vllm-logging.json"
     path.write_text(json.dumps(config_of_vllm(level, content=settings.log_content)))
     return {"VLLM_LOGGING_CONFIG_PATH": str(path)}

@@ -90,18 +90,19 @@ async def open_services(
 ) -> AsyncIterator[Services]:
     """Open all parts; what retrieval needs is opened while the engine loads its model.
 
-    `engine` replaces the configured one; `refresh` makes the newest state of `published_dir` visible, where that
+    `engine` replaces the one of this process; `refresh` makes the newest state of `published_dir` visible, where that
     is a mounted volume; `start` times the steps. Raises whatever a part raises; what was opened is closed again,
     and an engine that still loads is given up.
     """
+    check_signing(settings)
     metrics = Metrics(new_registry(), tenants=shown_tenants(settings))
     start = StartTrace() if start is None else start
     await asyncio.to_thread(check_embedder, settings)
     probing = await asyncio.to_thread(canary_settings, settings)
     async with AsyncExitStack() as stack:
         tracer = await stack.enter_async_context(_open_tracer(settings))
-        if engine is None:
-            ready = await stack.enter_async_context(begin_engines(settings, progress, start))
+        opening = begin_engines(settings, progress, start, engine)
+        ready = await stack.enter_async_context(opening)
         # What is closed when a newer version of the index has taken over, or with the rest.
         first = await stack.enter_async_context(AsyncExitStack())
         copies, version, here = await _index_directory(
@@ -126,8 +127,7 @@ async def open_services(
                 open_indexes(storage, sides, settings.default_store)
             )
         reranker = await stack.enter_async_context(reranker_of(settings, progress, start))
-        engines: Mapping[str, Engine]
-        engines = {settings.engine: engine} if engine is not None else await ready()
+        engines = await ready()
         engine = await pooled(engines)
         models = model_names(settings, await engine.models(), embedder.name)
         parts = Parts(settings, engine, sides, reranker, Caches.of(settings, metrics), metrics)
@@ -162,6 +162,19 @@ async def open_services(
             gateway = Gateway.parse(settings.push_url.get_secret_value(), _instance(settings))
             await stack.enter_async_context(pushing(gateway, metrics, settings.push_seconds))
         yield services
+
+
+def check_signing(settings: Settings) -> None:
+    """Raises SettingsError where others may serve the same stores, and each would sign links for itself alone.
+
+    Without keys links are not signed.
+    """
+    shared = not settings.resolved_catalog_url.startswith("sqlite")
+    if shared and settings.api_keys and settings.signing_secret is None:
+        raise SettingsError(
+            "signing_secret: set GROUNDWIRE_SIGNING_SECRET, the same on all servers of the catalog in catalog_url; "
+            "without it the links in one server's citations are 404 at the others"
+        )
 
 
 def _instance(settings: Settings) -> str:

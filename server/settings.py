@@ -148,7 +148,8 @@ class Settings(BaseSettings):
     signing_secret: SecretStr | None = Field(
         None,
         min_length=16,
-        description="What signs passage links; the same on all replicas. Default: made once in `data_dir`.",
+        description="What signs passage links; the same on all replicas, and needed with PostgreSQL and keys. "
+        "Default: made once in `data_dir`.",
     )
     allowed_hosts: Words = Field(
         default_factory=list, description="Further `Host` names to answer to when no key is set."

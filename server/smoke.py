@@ -61,7 +61,7 @@ def rows(answer: Answer) -> list[tuple[str, float]]:
 async def ask(client: httpx.AsyncClient, question: Question) -> Answer:
     """Wait until the server is there, then ask. `client` has the base URL, without `/v1`, and the key.
 
-    Raises SmokeFailed for an answer that is an error or that has no part of retrieval in it.
+    Raises SmokeFailed for an answer that is an error or that no passage grounds.
     """
     try:
         began = time.perf_counter()
@@ -76,13 +76,23 @@ async def ask(client: httpx.AsyncClient, question: Question) -> Answer:
         text = body["choices"][0]["message"]["content"] or ""
     except (ValueError, LookupError, TypeError) as error:
         raise SmokeFailed(f"{client.base_url} did not answer as OpenAI's API does") from error
-    status = response.headers.get("x-rag-status", "")
-    if status in ("", "off"):
-        raise SmokeFailed("the answer was not grounded: name a store, or set `default_store`")
+    status = response.headers.get("x-rag-status", "off")
+    if status != "hit":
+        raise SmokeFailed(_not_grounded(status, body.get("rag") or {}))
     rag = body["rag"]
-    if status == "degraded":
-        raise SmokeFailed(f"retrieval failed and was skipped ({rag.get('reason')}); see the log")
     return Answer(text, status, _sources(rag), rag["timings_ms"], ended - awake, awake - began)
+
+
+def _not_grounded(status: str, rag: Mapping[str, Any]) -> str:
+    """What was wrong, and what to do."""
+    reason = rag.get("reason")
+    if status == "miss" and reason == "no_store":
+        return "the answer was not grounded (no_store): publish or ingest documents, or name another store"
+    if status == "miss":
+        return f"no passage answers the question ({reason}): ask one that the documents answer, with --question"
+    if status == "degraded":
+        return f"retrieval failed and was skipped ({reason}); see the log"
+    return "the answer was not grounded: name a store, or set `default_store`"
 
 
 def _body(question: Question) -> dict[str, Any]:

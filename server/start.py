@@ -12,6 +12,7 @@ from pathlib import Path
 #: Every step label, in the order in which steps begin. What an engine or a setting has no use for is left out.
 STEPS = (
     "imports",
+    "wake",
     "model_files",
     "engine_imports",
     "engine",

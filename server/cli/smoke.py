@@ -36,7 +36,12 @@ def add_parser(
         epilog="Exit status: 0 when a grounded answer came in time, 1 when it did not.",
     )
     parser.add_argument("url", metavar="URL", help="the server's address, with or without /v1")
-    parser.add_argument("--question", metavar="TEXT", default=DEFAULT_QUESTION)
+    parser.add_argument(
+        "--question",
+        metavar="TEXT",
+        default=DEFAULT_QUESTION,
+        help=f"best one that the documents answer ({DEFAULT_QUESTION})",
+    )
     parser.add_argument(
         "--store", metavar="NAME", help="store to answer from; default: the server's own"
     )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import logging
 import os
+import re
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -17,6 +21,8 @@ import httpx
 import pytest
 
 from server.telemetry.logs import JsonFormatter
+from tests.server.api.bench import DEADLINE_SECONDS
+from tests.server.test_push import Heard, listening
 
 ROOT = Path(__file__).parents[2]
 GROUNDWIRE = Path(sys.executable).with_name("groundwire")
@@ -78,7 +84,8 @@ def test_choices_are_the_shell_s_and_go_into_the_image(environment: pytest.Monke
 def test_live_replicas_share_databases_and_no_volume(environment: pytest.MonkeyPatch) -> None:
     module = deploy_file(environment, MODE="live")
     assert set(server(module).volumes) == {"/weights", "/compiled"}
-    assert {"GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL"} < set(module.SECRET_KEYS)
+    shared = {"GROUNDWIRE_CHROMA_URL", "GROUNDWIRE_CATALOG_URL", "GROUNDWIRE_SIGNING_SECRET"}
+    assert shared < set(module.SECRET_KEYS)
     assert "GROUNDWIRE_PUBLISHED_DIR" not in module.ENVIRONMENT
 
 
@@ -192,6 +199,41 @@ async def _nothing() -> None: ...
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("snapshot", ["0", "1"])
+async def test_a_container_tells_where_the_seconds_of_its_start_went(
+    container: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, snapshot: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(deploy_file(container, MODE="live", SNAPSHOT=snapshot)) as client:
+        metrics = (await client.get("/metrics")).text
+    steps = set(re.findall(r'^groundwire_start_step_duration_seconds{step="(\w+)"}', metrics, re.M))
+    assert {"imports", "catalog", "chroma", "embedder", "index"} <= steps
+    assert ("wake" in steps) == (snapshot == "1")
+    logged = [line.getMessage() for line in caplog.records if line.name == "groundwire.modal"]
+    (start,) = [message for message in logged if message.startswith("the start, step by step:")]
+    assert {line.split()[0] for line in start.splitlines()[1:]} == steps
+
+
+@pytest.mark.anyio
+async def test_an_engine_that_dies_ends_the_container_behind_its_last_push(
+    container: pytest.MonkeyPatch,
+) -> None:
+    heard, ends, ended = Heard(), [], asyncio.Event()
+
+    def end(status: int) -> None:
+        ends.append((status, heard.methods[-1]))
+        ended.set()
+
+    container.setattr(os, "_exit", end)
+    container.setenv("GROUNDWIRE_SCRIPTED", '{"fail": "dead"}')
+    with listening(heard) as port:
+        container.setenv("GROUNDWIRE_PUSH_URL", f"http://127.0.0.1:{port}")
+        async with running(deploy_file(container, MODE="live")):
+            await asyncio.wait_for(ended.wait(), DEADLINE_SECONDS)
+    assert ends == [(1, "DELETE")]
+
+
+@pytest.mark.anyio
 async def test_exit_frees_the_directory(container: pytest.MonkeyPatch, tmp_path: Path) -> None:
     async with running(deploy_file(container, MODE="live")):
         assert (tmp_path / "data" / "chroma.json").exists()
@@ -211,8 +253,8 @@ async def test_without_a_key_it_does_not_start(
 
 
 @contextmanager
-def bare_root_log() -> Iterator[logging.Logger]:
-    """The root logger as in a process that has set nothing up; pytest has."""
+def root_log() -> Iterator[logging.Logger]:
+    """The root logger as in a process that has set nothing up; pytest has, and anew after the fixtures."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     root.handlers.clear()
@@ -226,11 +268,124 @@ def bare_root_log() -> Iterator[logging.Logger]:
 
 def test_a_container_logs_as_the_settings_say(container: pytest.MonkeyPatch) -> None:
     container.setenv("GROUNDWIRE_LOG_FORMAT", "json")
-    with bare_root_log() as root:
-        deploy_file(container).container_settings()
+    module = deploy_file(container)
+    with root_log() as root:
+        module.container_settings()
         (handler,) = root.handlers
         assert isinstance(handler.formatter, JsonFormatter)
         assert root.level == logging.INFO
+
+
+# Documents
+
+
+class Volume:
+    """Stands where a Volume of Modal's stands, over a folder; `committed` is what CURRENT said at each commit."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.committed: list[str] = []
+
+    def reload(self) -> None: ...
+
+    def commit(self) -> None:
+        current = self.folder / "CURRENT"
+        self.committed.append(current.read_text().strip() if current.exists() else "")
+
+    @contextmanager
+    def batch_upload(self, *, force: bool) -> Iterator[Volume]:
+        assert force
+        yield self
+
+    def put_directory(self, local: str, remote: str) -> None:
+        shutil.copytree(local, self.folder / remote.lstrip("/"), dirs_exist_ok=True)
+
+
+class Call:
+    """Stands where Modal runs a function elsewhere."""
+
+    def __init__(self, function: Callable[..., None] = lambda: None) -> None:
+        self.remote = function
+        self.waited_for = False
+
+    def spawn(self) -> Call:
+        return self
+
+    def get(self) -> None:
+        self.waited_for = True
+
+
+@pytest.fixture
+def writer(container: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The file as the container of `ingest` reads it, with folders for Volumes; no document there yet."""
+    module = deploy_file(container)
+    for name in ("documents", "index"):
+        folder = tmp_path / f"{name}-volume"
+        folder.mkdir()
+        container.setattr(module, name.upper(), folder)
+        container.setattr(module, f"{name}_volume", Volume(folder))
+    container.setattr(module, "claims", Dict())
+    # An ingest steps back; the tests after this one stay as they are.
+    container.setattr(os, "nice", lambda _: 0)
+    container.setattr(os, "sched_setscheduler", lambda *_: None)
+    return module
+
+
+def test_a_document_that_cannot_be_read_keeps_nothing_else_from_being_published(
+    writer: ModuleType, container: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
+    (mine / "broken.pdf").write_bytes(b"not a PDF")
+    container.setattr(writer, "ingest", Call(writer.ingest._get_source_info().raw_f))
+    weights = Call()
+    container.setattr(writer, "download_weights", weights)
+    with pytest.raises(RuntimeError, match=r"groundwire ingest .* ended with status 1"):
+        writer.publish.info.raw_f(str(mine))
+    assert writer.index_volume.committed == ["v-1"]
+    assert weights.waited_for
+
+
+class Dict:
+    """Stands where a Dict of Modal's stands."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, float] = {}
+
+    def put(self, key: str, value: float, *, skip_if_exists: bool) -> bool:
+        assert skip_if_exists
+        return self.kept.setdefault(key, value) is value
+
+    def get(self, key: str) -> float | None:
+        return self.kept.get(key)
+
+    def pop(self, key: str) -> float:
+        return self.kept.pop(key)
+
+
+def test_one_ingest_publishes_at_a_time(writer: ModuleType) -> None:
+    ingest = writer.ingest._get_source_info().raw_f
+    with writer.only_writer():
+        with pytest.raises(RuntimeError, match="another ingest has been at work for 0 s"):
+            ingest()
+        assert writer.index_volume.committed == []
+    (writer.DOCUMENTS / "tea.txt").write_text("Morva tea is steeped for eleven minutes.\n")
+    ingest()
+    assert writer.index_volume.committed == ["v-1"]
+    assert writer.claims.kept == {}
+
+
+def test_a_claim_that_a_killed_ingest_left_is_passed_over_by_one(writer: ModuleType) -> None:
+    left = time.time() - writer.CLAIM_SECONDS - 1
+    writer.claims.kept["writer"] = left
+    for _ in range(2):
+        with (
+            writer.only_writer(),
+            pytest.raises(RuntimeError, match="modal dict clear groundwire-writer"),
+        ):
+            writer.only_writer().__enter__()
+        assert writer.claims.kept == {"writer": left}
 
 
 def test_a_command_that_fails_fails_its_function(container: pytest.MonkeyPatch) -> None:

@@ -144,7 +144,7 @@ def test_one_metrics_page(served: Served) -> None:
 def test_the_start_is_told_by_step(served: Served) -> None:
     page = httpx.get(f"{served.url}/metrics").text
     steps = set(re.findall(r'groundwire_start_step_duration_seconds{step="(\w+)"}', page))
-    assert steps == set(STEPS) - {"reranker", "index_copy"}
+    assert steps == set(STEPS) - {"reranker", "index_copy", "wake"}
     engine, chroma = (
         re.search(rf"  {step} +from .*", served.log.read_text())[0]  # type: ignore[index]
         for step in ("engine", "chroma")

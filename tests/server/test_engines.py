@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,3 +72,21 @@ def test_a_flag_that_would_do_nothing_is_refused_before_anything_is_loaded() -> 
 
     with pytest.raises(EngineError, match="--api-key is vLLM's"):
         asyncio.run(run())
+
+
+def test_how_vllm_logs_is_written_before_anything_else_has_made_the_directory(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        settings = Settings(
+            model="a-folder",
+            vllm_args=["--api-key", "secret"],  # refused before vLLM is imported
+            data_dir=tmp_path / "new" / "data",
+            log_format="json",
+        )
+        async with begin_engines(settings, lambda _: None, StartTrace()):
+            pytest.fail("it began all the same")
+
+    with pytest.raises(EngineError, match="--api-key"):
+        asyncio.run(run())
+    assert json.loads((tmp_path / "new" / "data" / "vllm-logging.json").read_text())["handlers"]

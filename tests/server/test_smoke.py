@@ -57,6 +57,18 @@ def client(status: int, body: object, headers: dict[str, str] | None = None) -> 
             {"x-rag-status": "degraded"},
             "skipped .timeout.",
         ),
+        (
+            200,
+            {"choices": [{"message": {"content": "x"}}], "rag": {"reason": "below_similarity"}},
+            {"x-rag-status": "miss"},
+            "no passage answers the question .below_similarity.: .* --question",
+        ),
+        (
+            200,
+            {"choices": [{"message": {"content": "x"}}], "rag": {"reason": "no_store"}},
+            {"x-rag-status": "miss"},
+            "no_store.: publish or ingest documents",
+        ),
     ],
 )
 async def test_what_is_no_grounded_answer_is_said(

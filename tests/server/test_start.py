@@ -38,7 +38,7 @@ def test_a_step_that_fails_is_none() -> None:
 
 
 def test_an_unknown_step_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown step 'sleep'; steps are imports, model_files"):
+    with pytest.raises(ValueError, match=r"unknown step 'sleep'; steps are imports, wake"):
         StartTrace().record("sleep")
     assert len(set(STEPS)) == len(STEPS)
 

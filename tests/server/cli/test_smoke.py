@@ -39,6 +39,8 @@ def test_what_is_too_slow_or_refused_ends_with_1(
     with bench.serve(default_store="docs", api_keys=[KEY]) as running:
         assert smoke(monkeypatch, running.url, "--max-seconds", "0") == 1
         assert "more than 0" in capsys.readouterr().err
+        assert smoke(monkeypatch, running.url, "--question", "Who won the 1966 World Cup?") == 1
+        assert "ask one that the documents answer, with --question" in capsys.readouterr().err
         assert smoke(monkeypatch, running.url, key="sk-wrong") == 1
         assert "answered 401" in capsys.readouterr().err
     assert smoke(monkeypatch, running.url) == 1
