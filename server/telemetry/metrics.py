@@ -254,6 +254,7 @@ class Metrics:
         )
 
     def _define_canary(self, make: Maker) -> None:
+        self._canary_store = ""
         self.canary_recall = make.gauge(
             "canary_recall",
             "Share of the golden questions whose answer was among the first `k` (1, 4, 10) passages, at the last run.",
@@ -318,7 +319,13 @@ class Metrics:
     def observe_canary(
         self, store: str, recall: Mapping[int, float], mrr: float, outcomes: Mapping[str, int]
     ) -> None:
-        """What a run of the canary that has just ended found."""
+        """What a run of the canary that has just ended found; a store has one label, which may change."""
+        if store != self._canary_store:
+            self._canary_store = store
+            for gauge in (
+                self.canary_recall, self.canary_mrr, self.canary_questions, self.canary_last_run
+            ):  # fmt: skip
+                gauge.clear()
         for k, share in recall.items():
             self.canary_recall.labels(store, str(k)).set(share)
         self.canary_mrr.labels(store).set(mrr)

@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +36,7 @@ class Sampler:
     """Reads the stores' sizes from the catalog, and the ingests' totals from the data directory.
 
     `lease` gives the current ones and keeps them open: a server of published versions changes them. `max_stores`
-    stores have a label of their own.
+    stores have a label of their own; `readers` are the tenants that may read the page.
     """
 
     def __init__(
@@ -44,10 +44,12 @@ class Sampler:
         metrics: Metrics,
         lease: Callable[[], AbstractContextManager[Sampled]],
         max_stores: int,
+        readers: Collection[str],
     ) -> None:
         self._metrics = metrics
         self._lease = lease
         self._max_stores = max_stores
+        self._readers = readers
         self._failing = False
 
     async def watch(self, every_seconds: float = SAMPLE_SECONDS) -> None:
@@ -70,7 +72,7 @@ class Sampler:
             totals = await asyncio.to_thread(read_totals, current.data_dir)
             running = await asyncio.to_thread(is_held, current.data_dir / "ingest.lock")
         metrics = self._metrics
-        metrics.index = sizes(stores, counts, self._max_stores, OTHER)
+        metrics.index = sizes(stores, counts, self._max_stores, self._readers, OTHER)
         metrics.ingests, metrics.ingest_running = totals, running
 
 

@@ -324,6 +324,13 @@ def test_tenants_are_shown_on_request_and_bounded(metrics: Metrics) -> None:
     assert shown_tenants(settings) == ["a", "b"]
 
 
+def test_the_canary_s_store_has_one_label(metrics: Metrics) -> None:
+    for label in ("docs", "vs_1"):
+        metrics.observe_canary(label, {4: 0.5}, 0.5, {"found": 1})
+    for name in ("recall", "mrr", "questions", "last_run_timestamp_seconds"):
+        assert {s.labels["store"] for s in samples(metrics, f"canary_{name}")} == {"vs_1"}
+
+
 def test_what_runs(metrics: Metrics) -> None:
     build = build_of(Settings(engine="scripted", chroma_url="http://c:1"), "mini")
     metrics.tell_build(build, [f"model-{n}" for n in range(100)])
