@@ -155,7 +155,10 @@ async def open_services(
         if probing is not None:
             works.append(Canary(handover, metrics, probing).watch())
         readers = tenants_that_ask(settings.api_keys)
-        works.append(Sampler(metrics, handover.lease, settings.metrics_stores, readers).watch())
+        sampler = Sampler(metrics, handover.lease, settings.metrics_stores, readers)
+        # Before anyone is shown a page: totals that are 0 and then are not have increased, for a Prometheus.
+        await sampler.attempt()
+        works.append(sampler.watch())
         await stack.enter_async_context(beside(*works))
         metrics.observe_start(start.records)
         metrics.tell_build(build_of(settings, embedder.name), models.chat)

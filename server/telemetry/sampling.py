@@ -53,16 +53,20 @@ class Sampler:
         self._failing = False
 
     async def watch(self, every_seconds: float = SAMPLE_SECONDS) -> None:
-        """Sample again and again, until it is cancelled; what cannot be read stays as it was."""
+        """Try again and again, until it is cancelled; the first time after `every_seconds`."""
         while True:
-            try:
-                await self.sample()
-                self._failing = False
-            except Exception as error:  # whatever it is, the server goes on without these numbers
-                if not self._failing:
-                    log.warning("the index's metrics cannot be read: %s", error)
-                self._failing = True
             await asyncio.sleep(every_seconds)
+            await self.attempt()
+
+    async def attempt(self) -> None:
+        """Sample; what cannot be read stays as it was, and is told of once."""
+        try:
+            await self.sample()
+            self._failing = False
+        except Exception as error:  # whatever it is, the server goes on without these numbers
+            if not self._failing:
+                log.warning("the index's metrics cannot be read: %s", error)
+            self._failing = True
 
     async def sample(self) -> None:
         """Read everything once. Raises CatalogUnavailable."""
