@@ -115,6 +115,8 @@ def test_a_line_says_which_request_and_which_trace(ran: Ran) -> None:
     assert {"plan", "embed", "search"} <= line["timings_ms"].keys()
     assert line["duration_seconds"] > 0
     (search,) = [line for line in ran.of("search") if line["logger"] == "groundwire.request"]
+    assert "completion_id" not in search
+    assert search["message"].startswith("/v1/vector_stores/")
     assert search["trace_id"] in {root.trace_id for root in ran.collector.roots()} - {TRACE}
 
 
