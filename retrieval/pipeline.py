@@ -272,7 +272,8 @@ class _Group(asyncio.TaskGroup):
         try:
             await super().__aexit__(*args)  # type: ignore[arg-type]
         except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+            first = group.exceptions[0]
+            raise first from first.__cause__  # which the log must know, and `None` would take away
 
 
 def _known(vector: Vectors | None) -> Vectors:

@@ -72,6 +72,11 @@ class Keys:
         return Caller(tenant, _digest(self._secret, "cache", tenant), key=str(position))
 
 
+def tenants_that_ask(keys: Sequence[SecretStr]) -> frozenset[str]:
+    """Whose keys they are; without any it is the local tenant that asks."""
+    return Keys(keys, b"").tenants or frozenset({LOCAL_TENANT})
+
+
 def signing_key(path: Path, given: SecretStr | None = None) -> bytes:
     """The key of signatures and cache salts: of what is `given`, else made once, readable by the owner alone.
 

@@ -17,12 +17,14 @@ from retrieval.quality import DEPTH, RECALL_RANKS, score
 from retrieval.remember import Retrieves
 from retrieval.trace import Trace
 from retrieval.types import Query
+from server.auth import tenants_that_ask
 from server.catalog import LOCAL_TENANT, Catalog, CatalogError, Store, StoreNotFound
 from server.golden import Expected, GoldenError, GoldenQuestion, read_golden
 from server.handover import Handover
 from server.queries import MAX_QUERY_CHARACTERS
 from server.settings import Settings, SettingsError
-from server.telemetry.metrics import Metrics
+from server.telemetry.index import store_labels
+from server.telemetry.metrics import OTHER, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +140,7 @@ async def store_to_probe(catalog: Catalog, ref: str) -> Store:
 
 @dataclass(frozen=True, slots=True)
 class CanarySettings:
-    """What the canary needs to know; `store` is an id or a name."""
+    """What the canary needs to know; `store` is an id or a name, `readers` are the tenants that may read metrics."""
 
     file: Path
     store: str
@@ -146,6 +148,7 @@ class CanarySettings:
     min_recall: float | None
     min_similarity: float
     timeout_seconds: float
+    readers: frozenset[str]
 
 
 def canary_settings(settings: Settings) -> CanarySettings | None:
@@ -169,6 +172,7 @@ def canary_settings(settings: Settings) -> CanarySettings | None:
         min_recall=settings.canary_min_recall,
         min_similarity=settings.min_similarity,
         timeout_seconds=settings.retrieval_timeout_seconds,
+        readers=tenants_that_ask(settings.api_keys),
     )
 
 
@@ -209,7 +213,7 @@ class Canary:
             return
         self._due, self._probed = self._clock() + self._settings.seconds, self._seen
         try:
-            report, store = await self._run()
+            report, store, label = await self._run()
         except _Overtaken:
             self._due = self._clock()
             return
@@ -218,9 +222,7 @@ class Canary:
             log.warning("the canary could not ask its questions: %s", error)
             return
         self._metrics.canary_runs.labels("ok").inc()
-        self._metrics.observe_canary(
-            store.name or store.id, report.recall, report.mrr, report.outcomes
-        )
+        self._metrics.observe_canary(label, report.recall, report.mrr, report.outcomes)
         self._tell(report, store)
 
     async def _is_time(self) -> bool:
@@ -239,8 +241,11 @@ class Canary:
                 return None  # a run will say why
             return knowledge.version, store.index_name, store.version
 
-    async def _run(self) -> tuple[Report, Store]:
-        """Raises GoldenError, CatalogError, RetrievalError."""
+    async def _run(self) -> tuple[Report, Store, str]:
+        """What was found in which store, and what that is called in metrics.
+
+        Raises GoldenError, CatalogError, RetrievalError.
+        """
         questions = await asyncio.to_thread(read_golden, self._settings.file)
         timeout = self._settings.timeout_seconds
         answers = []
@@ -260,7 +265,10 @@ class Canary:
                 await asyncio.sleep(REST * answers[-1].seconds)
                 if self._handover.current is not knowledge:
                     raise _Overtaken
-        return report_of(answers), store
+            stores = await knowledge.catalog.every_store()
+        labels = store_labels(stores, self._settings.readers, OTHER)
+        # An id says too little and nothing wrong: it is for a store that was deleted just now.
+        return report_of(answers), store, labels.get(store.id, store.id)
 
     def _tell(self, report: Report, store: Store) -> None:
         """Say in the log what an operator should look at, once for as long as it is so."""

@@ -58,9 +58,12 @@ async def request_id_of(request: Request) -> str:
 
 
 def recorded(
-    request: Request, services: Services, route: str, id_prefix: str = "chatcmpl"
+    request: Request, services: Services, route: str, id_prefix: str | None = None
 ) -> Recording:
-    """The record of a request that begins now, in its client's trace or one of its own."""
+    """The record of a request that begins now, in its client's trace or one of its own.
+
+    `id_prefix` is that of its completion; None: it makes none.
+    """
     span = services.tracer.begin(context_of(request.headers))
     recording = Recording(
         services.metrics, route, id_prefix, request_id=request.state.request_id, span=span

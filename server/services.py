@@ -14,7 +14,7 @@ from retrieval.embed import Embedder, QueryBatcher, WholeTexts
 from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.answers import Answers, answer_bytes
-from server.auth import Keys
+from server.auth import Keys, tenants_that_ask
 from server.beside import beside
 from server.canary import Canary, canary_settings
 from server.embedding import check_embedder, open_embedder
@@ -154,7 +154,11 @@ async def open_services(
             works.append(Replica(copies, handover, parts).watch())
         if probing is not None:
             works.append(Canary(handover, metrics, probing).watch())
-        works.append(Sampler(metrics, handover.lease, settings.metrics_stores).watch())
+        readers = tenants_that_ask(settings.api_keys)
+        sampler = Sampler(metrics, handover.lease, settings.metrics_stores, readers)
+        # Before anyone is shown a page: totals that are 0 and then are not have increased, for a Prometheus.
+        await sampler.attempt()
+        works.append(sampler.watch())
         await stack.enter_async_context(beside(*works))
         metrics.observe_start(start.records)
         metrics.tell_build(build_of(settings, embedder.name), models.chat)

@@ -40,6 +40,12 @@ class QueryBatcher:
         try:
             vectors = await loop.run_in_executor(self._thread, self._embedder.embed_queries, texts)
         except Exception as error:
+            if len(texts) > 1:
+                # What it says may quote one of them, and goes to whoever asked the others.
+                kind = type(error.__cause__ or error).__name__
+                raise EmbedderError(
+                    f"{len(texts)} queries could not be embedded ({kind})"
+                ) from error
             raise EmbedderError(str(error) or type(error).__name__) from error
         if len(vectors) != len(texts):
             raise EmbedderError(f"the embedder made {len(vectors)} vectors of {len(texts)} queries")

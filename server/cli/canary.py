@@ -87,13 +87,14 @@ def _problem(args: argparse.Namespace, settings: Settings, ref: str) -> str | No
 
 async def _passages(settings: Settings, ref: str) -> tuple[Store, list[Passage]]:
     from retrieval.lexical import LexicalIndex
-    from server.catalog import LOCAL_TENANT, Catalog
+    from server.canary import store_to_probe
+    from server.catalog import Catalog
     from server.following import Following
 
     async with AsyncExitStack() as stack:
         settings = _local(settings, stack)
         catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
-        store = await catalog.find_store(LOCAL_TENANT, ref)
+        store = await store_to_probe(catalog, ref)
         root = settings.data_dir / "lexical"
         if catalog.shared:
             await Following(catalog, root).follow(store)

@@ -61,7 +61,7 @@ class Searchable:
 async def open_searchable(
     settings: Settings, ref: str, reranker: Reranker | None = None
 ) -> AsyncIterator[Searchable]:
-    """The tenant `local`'s store with this id or name, with Chroma and embedder opened for it.
+    """The store with this id, or the tenant `local`'s of this name, with Chroma and embedder opened for it.
 
     Raises CatalogError, RetrievalError, BundledModelError.
     """
@@ -69,12 +69,13 @@ async def open_searchable(
     from retrieval.lexical import LexicalIndex
     from retrieval.search import connect
     from server.adopted import Indexes, QuerySide, QuerySides
-    from server.catalog import LOCAL_TENANT, Catalog
+    from server.canary import store_to_probe
+    from server.catalog import Catalog
     from server.following import Following
     from server.retriever import uncached_retriever
 
     async with await Catalog.open(settings.resolved_catalog_url) as catalog:
-        store = await catalog.find_store(LOCAL_TENANT, ref)
+        store = await store_to_probe(catalog, ref)
         embedder = await open_embedder(settings, quiet=True)
         if store.embedder is not None and store.adopted is None:
             await catalog.bind_embedder(store.id, embedder.name, embedder.dimension)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.catalog import FileCount, Store
@@ -21,22 +21,31 @@ class IndexSizes:
 NO_INDEX = IndexSizes()
 
 
-def sizes(
-    stores: Sequence[Store], counts: Sequence[FileCount], limit: int, other: str
-) -> IndexSizes:
-    """The sizes of the first `limit` stores by name, and of the rest together as `other`.
+def store_labels(stores: Sequence[Store], readers: Collection[str], other: str) -> dict[str, str]:
+    """What each of all the stores is called on the page, by its id; `readers` are the tenants that may read it.
 
-    A store is called by its name where it is the only one that has it, else by its id. Where there are stores of
-    several tenants, all are called by their ids: whoever may read the page need not learn other people's names.
+    A store is called by its name where it is the only one that has it, else by its id. Where there are several
+    tenants, with stores or with keys, all are called by their ids: nobody need learn other people's names.
     """
     named = Counter(store.name for store in stores)
-    one_tenant = len({store.tenant for store in stores}) <= 1
-    labels = {
+    one_tenant = len({*readers, *(store.tenant for store in stores)}) <= 1
+    return {
         store.id: store.name
         if one_tenant and named[store.name] == 1 and store.name not in ("", other)
         else store.id
         for store in stores
     }
+
+
+def sizes(
+    stores: Sequence[Store],
+    counts: Sequence[FileCount],
+    limit: int,
+    readers: Collection[str],
+    other: str,
+) -> IndexSizes:
+    """The sizes of the first `limit` stores by name, and of the rest together as `other`."""
+    labels = store_labels(stores, readers, other)
     ordered = sorted(stores, key=lambda store: (store.name, store.id))
     shown = {store.id: labels[store.id] for store in ordered[:limit]}
     passages: Counter[str] = Counter(dict.fromkeys(shown.values(), 0))

@@ -1,7 +1,8 @@
 """The log: as text or as JSON, one object a line, with the request and the trace that a line belongs to.
 
-Nothing of a prompt, a passage or an answer is in it unless `log_content` says so: the messages of exceptions are
-left out within a request, for those of libraries may quote what they choked on.
+Nothing of a prompt, a passage or an answer is in it unless `log_content` says so: what exceptions of libraries say is
+left out within a request, for they may quote what they choked on. Of our own exceptions that goes for the part which
+repeats one of a library's.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextvars import ContextVar
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from types import TracebackType
@@ -18,6 +20,10 @@ from typing import Any
 
 TEXT_FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 HIDDEN = "(its message is left out: log_content)"
+#: The packages whose exceptions say nothing of what was asked, but for what they repeat of others.
+OURS = ("server", "retrieval")
+#: So much of a message is looked for in another one, which may have cut it or taken its first line.
+REPEATED_CHARACTERS = 40
 #: Libraries that say at info or debug what they do at each call, some with what was asked.
 NOISY = ("aiosqlite", "asyncpg", "httpx", "httpcore", "chromadb", "openvino", "urllib3")
 
@@ -61,7 +67,20 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         # Kept by the first handler for the next, which may have another formatter.
         record.exc_text = None
-        return super().format(record)
+        return super().format(self._without_quotes(record))
+
+    def _without_quotes(self, record: logging.LogRecord) -> logging.LogRecord:
+        """The record, or a copy that has of the exceptions among its arguments only what may be logged."""
+        args = record.args
+        if self._content or _request.get() is None or not isinstance(args, tuple):
+            return record
+        if not any(isinstance(arg, BaseException) for arg in args):
+            return record
+        record = copy(record)
+        record.args = tuple(
+            _own_words(arg) if isinstance(arg, BaseException) else arg for arg in args
+        )
+        return record
 
 
 class JsonFormatter(TextFormatter):
@@ -76,7 +95,7 @@ class JsonFormatter(TextFormatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": self._without_quotes(record).getMessage(),
         }
         if (request := _request.get()) is not None:
             line["request_id"] = request.request_id
@@ -116,6 +135,26 @@ def config_of_vllm(level: str, *, content: bool) -> dict[str, Any]:
         },
         "loggers": {"vllm": {"handlers": ["stderr"], "level": level, "propagate": False}},
     }
+
+
+def _own_words(error: BaseException) -> str:
+    """What an exception of ours says, up to where it repeats another's; of a library's, its type alone."""
+    if not _is_ours(error):
+        return f"{type(error).__qualname__} {HIDDEN}"
+    words = str(error)
+    before = error.__cause__ or error.__context__
+    while before is not None:
+        lines = str(before).strip().splitlines()
+        if lines and not _is_ours(before):
+            begin = words.find(lines[0][:REPEATED_CHARACTERS])
+            if begin >= 0:
+                words = f"{words[:begin]}{type(before).__qualname__} {HIDDEN}"
+        before = before.__cause__ or before.__context__
+    return words
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in OURS
 
 
 def _stacks(error: BaseException) -> Iterator[str]:

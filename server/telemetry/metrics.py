@@ -10,6 +10,7 @@ from itertools import islice
 from prometheus_client import CollectorRegistry
 
 from retrieval.cache import OUTCOMES, Outcome
+from retrieval.ingest.steps import STEPS
 from retrieval.trace import StageRecord
 from retrieval.types import Candidate
 from server.engine.base import EngineTimings
@@ -18,12 +19,14 @@ from server.start import StepRecord
 from server.telemetry import buckets
 from server.telemetry.collectors import Maker
 from server.telemetry.index import NO_INDEX, IndexSizes
-from server.telemetry.ingests import FILE_OUTCOMES, RUN_OUTCOMES, IngestTotals
+from server.telemetry.ingests import FILE_OUTCOMES, RUN_OUTCOMES, IngestTotals, StepTotals
 
 #: What became of a candidate.
 PACKED = "packed"
 #: The label of what a bounded label has no room for.
 OTHER = "other"
+#: What a step has before the first ingest.
+NO_STEPS = StepTotals()
 #: An upstream may serve hundreds.
 MAX_MODELS = 20
 
@@ -117,7 +120,8 @@ class Metrics:
         )
         self.tokens = make.counter(
             "tokens_total",
-            "Tokens by kind: `prompt` (all), `context` (what sources took of it), `cached`, `completion`.",
+            "Tokens by kind: `prompt` (all), `context` (what sources took of it), `cached`, `completion`; of requests "
+            "whose numbers the engine told, which it does not of those that were left.",
             "kind",
         )
         self.prompt_tokens = make.histogram(
@@ -237,7 +241,7 @@ class Metrics:
             "histogram",
             "Seconds in one step of an ingest: `load` and `chunk` (one file), `embed` and `write` to Chroma (up to 32 "
             "chunks), `commit` of the keyword index (some files).",
-            lambda: {(step,): taken for step, taken in self.ingests.steps.items()},
+            lambda: {(step,): self.ingests.steps.get(step, NO_STEPS) for step in STEPS},
             "step",
         )
         make.elsewhere(
@@ -254,6 +258,7 @@ class Metrics:
         )
 
     def _define_canary(self, make: Maker) -> None:
+        self._canary_store = ""
         self.canary_recall = make.gauge(
             "canary_recall",
             "Share of the golden questions whose answer was among the first `k` (1, 4, 10) passages, at the last run.",
@@ -318,7 +323,13 @@ class Metrics:
     def observe_canary(
         self, store: str, recall: Mapping[int, float], mrr: float, outcomes: Mapping[str, int]
     ) -> None:
-        """What a run of the canary that has just ended found."""
+        """What a run of the canary that has just ended found; a store has one label, which may change."""
+        if store != self._canary_store:
+            self._canary_store = store
+            for gauge in (
+                self.canary_recall, self.canary_mrr, self.canary_questions, self.canary_last_run
+            ):  # fmt: skip
+                gauge.clear()
         for k, share in recall.items():
             self.canary_recall.labels(store, str(k)).set(share)
         self.canary_mrr.labels(store).set(mrr)
@@ -341,11 +352,11 @@ class Metrics:
         self.start_seconds.set(max((record.end_seconds for record in records), default=0.0))
 
     def observe_tokens(self, timings: EngineTimings | None, context_tokens: int) -> None:
-        self.tokens.labels("context").inc(context_tokens)
         if context_tokens:
             self.context_tokens.observe(context_tokens)
         if timings is not None:
             self.tokens.labels("prompt").inc(timings.prompt_tokens)
+            self.tokens.labels("context").inc(context_tokens)
             self.tokens.labels("cached").inc(timings.cached_tokens)
             self.tokens.labels("completion").inc(timings.completion_tokens)
             self.prompt_tokens.observe(timings.prompt_tokens)

@@ -33,7 +33,7 @@ class Recording:
         self,
         metrics: Metrics,
         route: str,
-        id_prefix: str = "chatcmpl",
+        id_prefix: str | None = "chatcmpl",
         *,
         request_id: str = "",
         span: OpenSpan | None = None,
@@ -43,8 +43,8 @@ class Recording:
         self._request_id = request_id
         self._span = span or Untraced()
         self.trace = Trace()
-        #: Minted here: the client's own request id never becomes an id of ours.
-        self.completion_id = f"{id_prefix}-{secrets.token_hex(16)}"
+        #: Minted here: the client's own request id never becomes an id of ours. Empty: there is no completion.
+        self.completion_id = "" if id_prefix is None else f"{id_prefix}-{secrets.token_hex(16)}"
         #: How it ended; None while it runs.
         self.outcome: str | None = None
         #: What the engine measured, once it has told.
@@ -198,17 +198,17 @@ class Recording:
             metrics.observe_tokens(self.timings, receipt.context_tokens)
 
     def _log(self, outcome: str, seconds: float) -> None:
+        named = {"completion_id": self.completion_id} if self.completion_id else {}
         fields = {
-            "completion_id": self.completion_id,
+            **named,
             "route": self._route,
             "outcome": outcome,
             "duration_seconds": round(seconds, 6),
             "timings_ms": self.trace.timings_ms(),
         }
         log.info(
-            "%s %s %s %.3fs",
-            self.completion_id,
-            self._route,
+            "%s %s %.3fs",
+            " ".join((*named.values(), self._route)),
             outcome,
             seconds,
             extra={"fields": fields},

@@ -6,7 +6,7 @@ import asyncio
 import fcntl
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
@@ -36,7 +36,7 @@ class Sampler:
     """Reads the stores' sizes from the catalog, and the ingests' totals from the data directory.
 
     `lease` gives the current ones and keeps them open: a server of published versions changes them. `max_stores`
-    stores have a label of their own.
+    stores have a label of their own; `readers` are the tenants that may read the page.
     """
 
     def __init__(
@@ -44,23 +44,29 @@ class Sampler:
         metrics: Metrics,
         lease: Callable[[], AbstractContextManager[Sampled]],
         max_stores: int,
+        readers: Collection[str],
     ) -> None:
         self._metrics = metrics
         self._lease = lease
         self._max_stores = max_stores
+        self._readers = readers
         self._failing = False
 
     async def watch(self, every_seconds: float = SAMPLE_SECONDS) -> None:
-        """Sample again and again, until it is cancelled; what cannot be read stays as it was."""
+        """Try again and again, until it is cancelled; the first time after `every_seconds`."""
         while True:
-            try:
-                await self.sample()
-                self._failing = False
-            except Exception as error:  # whatever it is, the server goes on without these numbers
-                if not self._failing:
-                    log.warning("the index's metrics cannot be read: %s", error)
-                self._failing = True
             await asyncio.sleep(every_seconds)
+            await self.attempt()
+
+    async def attempt(self) -> None:
+        """Sample; what cannot be read stays as it was, and is told of once."""
+        try:
+            await self.sample()
+            self._failing = False
+        except Exception as error:  # whatever it is, the server goes on without these numbers
+            if not self._failing:
+                log.warning("the index's metrics cannot be read: %s", error)
+            self._failing = True
 
     async def sample(self) -> None:
         """Read everything once. Raises CatalogUnavailable."""
@@ -70,7 +76,7 @@ class Sampler:
             totals = await asyncio.to_thread(read_totals, current.data_dir)
             running = await asyncio.to_thread(is_held, current.data_dir / "ingest.lock")
         metrics = self._metrics
-        metrics.index = sizes(stores, counts, self._max_stores, OTHER)
+        metrics.index = sizes(stores, counts, self._max_stores, self._readers, OTHER)
         metrics.ingests, metrics.ingest_running = totals, running
 
 

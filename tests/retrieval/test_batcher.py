@@ -37,7 +37,7 @@ class GatedEmbedder:
         self.started.release()
         assert self.gate.wait(10)
         if "bad" in texts:
-            raise EmbedderError("bad text")
+            raise EmbedderError(f"cannot read {texts}")
         return np.array([[len(text)] for text in texts], dtype=np.float32)
 
     def embed_passages(self, texts: Sequence[str]) -> Vectors:
@@ -85,15 +85,30 @@ async def test_a_batch_is_bounded() -> None:
 async def test_an_error_fails_its_own_batch_only() -> None:
     embedder = GatedEmbedder()
     batcher = QueryBatcher(embedder)
-    bad = await queue(batcher, ["bad", "beside"])
+    alone = await queue(batcher, ["bad"])
     await embedder.wait_started()
     good = await queue(batcher, ["good"])
     embedder.gate.set()
-    outcomes = await asyncio.gather(*bad, *good, return_exceptions=True)
-    assert [str(outcome) for outcome in outcomes[:2]] == ["bad text", "bad text"]
-    assert isinstance(outcomes[0], EmbedderError)
-    assert outcomes[0] is not outcomes[1]
-    assert outcomes[2] == np.array([4.0])
+    failed, fine = await asyncio.gather(*alone, *good, return_exceptions=True)
+    assert isinstance(failed, EmbedderError)
+    assert str(failed) == "cannot read ['bad']"
+    assert fine == np.array([4.0])
+    await batcher.close()
+
+
+async def test_an_error_tells_nobody_what_others_asked() -> None:
+    embedder = GatedEmbedder()
+    batcher = QueryBatcher(embedder)
+    first = await queue(batcher, ["a"])
+    await embedder.wait_started()
+    together = await queue(batcher, ["bad", "beside"])
+    embedder.gate.set()
+    outcomes = await asyncio.gather(*first, *together, return_exceptions=True)
+    assert embedder.batches[1] == ["bad", "beside"]
+    for outcome in outcomes[1:]:
+        assert isinstance(outcome, EmbedderError)
+        assert str(outcome) == "2 queries could not be embedded (EmbedderError)"
+    assert outcomes[1] is not outcomes[2]
     await batcher.close()
 
 

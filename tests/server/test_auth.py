@@ -6,7 +6,7 @@ import pytest
 from pydantic import SecretStr
 
 from retrieval.types import Passage
-from server.auth import LINK_SECONDS, Keys, Links
+from server.auth import LINK_SECONDS, Keys, Links, tenants_that_ask
 from server.errors import NotFound, Unauthorized
 
 SECRET = b"s" * 32
@@ -30,6 +30,12 @@ def test_a_key_is_its_tenants() -> None:
     salts = {both.caller(f"Bearer {key}").cache_salt for key in ("k1", "k2", "k3")}
     assert len(salts) == 3
     assert None not in salts
+
+
+def test_who_may_ask_of_all() -> None:
+    assert tenants_that_ask([]) == {"local"}
+    given = [SecretStr(entry) for entry in ("acme:k1", "acme:k2", "globex:k3")]
+    assert tenants_that_ask(given) == {"acme", "globex"}
 
 
 def test_two_keys_of_a_tenant_share_its_cache_and_no_server_does() -> None:

@@ -10,6 +10,7 @@ from contextvars import copy_context
 
 import pytest
 
+from retrieval.errors import EmbedderError, own_copy
 from server.telemetry.logs import (
     HIDDEN,
     JsonFormatter,
@@ -38,6 +39,35 @@ def failing() -> logging.LogRecord:
             raise ExceptionGroup(SECRET, [ValueError(SECRET)]) from error
     except ExceptionGroup:
         return record("it failed", error=True)
+
+
+def wrapped() -> Exception:
+    """An error of ours that repeats a library's at its end, as one of several waiters gets it."""
+    try:
+        try:
+            raise ValueError(f"cannot read {SECRET!r}\nsecond line")
+        except ValueError as error:
+            raise EmbedderError(f"embedder x failed: {error}") from error
+    except EmbedderError as error:
+        own = own_copy(error)
+        assert isinstance(own, EmbedderError)
+        return own
+
+
+def refused() -> Exception:
+    """An error of ours that says in its own words what led to it."""
+    try:
+        raise EmbedderError("takes 5 s") from ValueError(SECRET)
+    except EmbedderError as error:
+        return error
+
+
+def said_in_a_request(formatter: logging.Formatter, error: Exception) -> str:
+    def line() -> str:
+        in_request("req_1", None)
+        return formatter.format(record("it failed: %s; %s goes on", error, "it"))
+
+    return copy_context().run(line)
 
 
 def in_a_request(formatter: logging.Formatter) -> str:
@@ -80,6 +110,32 @@ def test_where_content_is_logged_they_say_it(kind: type[TextFormatter]) -> None:
     text = in_a_request(kind(content=True))
     assert f"ValueError: {SECRET}" in text
     assert HIDDEN not in text
+
+
+@pytest.mark.parametrize("kind", [TextFormatter, JsonFormatter])
+def test_an_error_of_ours_does_not_repeat_what_a_library_s_says(kind: type[TextFormatter]) -> None:
+    hidden = f"it failed: embedder x failed: ValueError {HIDDEN}; it goes on"
+    text = said_in_a_request(kind(), wrapped())
+    assert hidden in text
+    assert SECRET not in text
+    assert "second line" not in text
+    assert SECRET in said_in_a_request(kind(content=True), wrapped())
+    assert SECRET in kind().format(record("it failed: %s", wrapped()))
+    assert "it failed: takes 5 s; it goes on" in said_in_a_request(kind(), refused())
+    alien = said_in_a_request(kind(), KeyError(SECRET))
+    assert f"it failed: KeyError {HIDDEN}; it goes on" in alien
+
+
+def test_a_handler_that_shows_content_is_given_all_of_it() -> None:
+    said = record("it failed: %s", wrapped())
+
+    def both() -> tuple[str, str]:
+        in_request("req_1", None)
+        return TextFormatter().format(said), TextFormatter(content=True).format(said)
+
+    hidden, shown = copy_context().run(both)
+    assert SECRET not in hidden
+    assert SECRET in shown
 
 
 def test_outside_of_a_request_they_say_it() -> None:

@@ -10,6 +10,7 @@ import pytest
 from prometheus_client import Gauge
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
+from retrieval.ingest.steps import STEPS
 from retrieval.trace import STAGES, Trace
 from retrieval.types import Candidate, Drop, Passage
 from server.engine.base import EngineTimings
@@ -102,6 +103,28 @@ def test_off_is_not_grounded(metrics: Metrics) -> None:
         value(metrics, "request_duration_seconds_count", route="/r", outcome="ok", grounded="false")
         == 1
     )
+
+
+def test_context_is_a_part_of_the_prompts_that_were_told(metrics: Metrics) -> None:
+    for outcome, timings in (("ok", TIMINGS), ("cancelled", None)):
+        recording = Recording(metrics, "/r")
+        recording.grounded_in(receipt(tokens=90))
+        recording.engine_finished(timings)
+        recording.close(outcome)
+    seen = {kind: value(metrics, "tokens_total", kind=kind) for kind in ("prompt", "context")}
+    assert seen == {"prompt": 100, "context": 90}
+    assert value(metrics, "context_tokens_count") == 2
+
+
+def test_steps_of_ingests_are_there_before_the_first(metrics: Metrics) -> None:
+    """What begins with its totals has not increased by them."""
+    counts = {
+        s.labels["step"]: s.value for s in samples(metrics, "ingest_step_duration_seconds_count")
+    }
+    assert counts == dict.fromkeys(STEPS, 0)
+    metrics.ingests = metrics.ingests.plus("ok", {}, {"embed": [0.2, 0.3]}, 1.0)
+    assert value(metrics, "ingest_step_duration_seconds_count", step="embed") == 2
+    assert value(metrics, "ingest_step_duration_seconds_count", step="load") == 0
 
 
 @pytest.mark.parametrize(
@@ -322,6 +345,13 @@ def test_tenants_are_shown_on_request_and_bounded(metrics: Metrics) -> None:
     assert seen == {"acme": 2, "other": 2}
     settings = Settings(api_keys=["b:1", "c:2", "a:3", "4"], metrics_tenants=2)
     assert shown_tenants(settings) == ["a", "b"]
+
+
+def test_the_canary_s_store_has_one_label(metrics: Metrics) -> None:
+    for label in ("docs", "vs_1"):
+        metrics.observe_canary(label, {4: 0.5}, 0.5, {"found": 1})
+    for name in ("recall", "mrr", "questions", "last_run_timestamp_seconds"):
+        assert {s.labels["store"] for s in samples(metrics, f"canary_{name}")} == {"vs_1"}
 
 
 def test_what_runs(metrics: Metrics) -> None:

@@ -9,11 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from server.engine.scripted import ScriptedEngine
+from server.services import open_services
 from server.settings import Settings
 from server.telemetry.exposition import Gateway
+from server.telemetry.ingests import IngestTotals, write_totals
 from server.telemetry.metrics import Metrics, new_registry
 from server.telemetry.push import own_instance, pushing
 from tests.server.api.bench import eventually
@@ -77,6 +81,21 @@ async def test_it_pushes_at_once_then_a_last_time_and_deletes() -> None:
     body = heard.requests[0][3]
     assert b'groundwire_retrievals_total{status="hit"} 1.0' in body
     assert b"process_cpu_seconds_total" in body
+
+
+async def test_the_first_push_has_the_totals_of_the_ingests(tmp_path: Path) -> None:
+    """Else a failure of long ago is an increase at each start."""
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    write_totals(data_dir, IngestTotals().plus("failed", {}, {}, 9.0))
+    heard = Heard()
+    with listening(heard) as port:
+        settings = Settings(
+            data_dir=data_dir, push_url=f"http://127.0.0.1:{port}", push_seconds=600
+        )
+        async with open_services(settings, engine=ScriptedEngine()):
+            eventually(lambda: heard.methods == ["PUT"])
+    assert b'groundwire_ingest_runs_total{outcome="failed"} 1.0' in heard.requests[0][3]
 
 
 async def test_it_goes_on_pushing() -> None:

@@ -13,7 +13,7 @@ import pytest
 from server.catalog import Adopted, Catalog, FileCount, Store, sqlite_url
 from server.ingestion.lock import ingest_lock
 from server.telemetry.exposition import exposition
-from server.telemetry.index import IndexSizes, sizes
+from server.telemetry.index import IndexSizes, sizes, store_labels
 from server.telemetry.ingests import IngestTotals, write_totals
 from server.telemetry.metrics import Metrics, new_registry
 from server.telemetry.sampling import Sampler, is_held
@@ -39,27 +39,48 @@ def test_the_first_by_name_and_the_rest_together() -> None:
         FileCount("vs_2", "failed", 4, 3),
         FileCount("vs_3", "in_progress", 1, 9),
     ]
-    seen = sizes(stores, counts, 1, "other")
+    seen = sizes(stores, counts, 1, {"local"}, "other")
     assert seen.passages == {"a": 10, "other": 20}
     assert seen.files == {
         ("a", "completed"): 1, ("a", "failed"): 4, ("other", "completed"): 2, ("other", "in_progress"): 1,
     }  # fmt: skip
     assert seen.versions == {"a": 5}
-    assert set(sizes(stores, counts, 3, "other").passages) == {"a", "b", "c"}
-    assert sizes(stores, counts, 0, "other").passages == {"other": 30}
-    assert sizes([], [], 20, "other") == IndexSizes()
+    assert set(sizes(stores, counts, 3, {"local"}, "other").passages) == {"a", "b", "c"}
+    assert sizes(stores, counts, 0, {"local"}, "other").passages == {"other": 30}
+    assert sizes([], [], 20, {"local"}, "other") == IndexSizes()
 
 
 def test_names_that_say_too_little_or_too_much_are_ids() -> None:
     twins = [store(1, "twin"), store(2, "twin"), store(3, ""), store(4, "other"), store(5, "docs")]
-    assert set(sizes(twins, [], 9, "other").passages) == {"vs_1", "vs_2", "vs_3", "vs_4", "docs"}
-    of_two = [store(1, "acme-merger", "acme"), store(2, "docs", "globex")]
-    assert set(sizes(of_two, [], 9, "other").passages) == {"vs_1", "vs_2"}
+    labels = store_labels(twins, {"local"}, "other")
+    assert set(labels.values()) == {"vs_1", "vs_2", "vs_3", "vs_4", "docs"}
+
+
+@pytest.mark.parametrize(
+    ("tenants", "readers"),
+    [
+        (("acme", "globex"), {"acme"}),
+        (("acme", "acme"), {"acme", "globex"}),  # who has no store yet reads the page all the same
+        (("acme", "acme"), {"local"}),
+        (("local", "acme"), {"acme"}),
+    ],
+)
+def test_where_there_are_several_tenants_all_are_ids(
+    tenants: tuple[str, str], readers: set[str]
+) -> None:
+    stores = [store(1, "acme-merger", tenants[0]), store(2, "docs", tenants[1])]
+    assert store_labels(stores, readers, "other") == {"vs_1": "vs_1", "vs_2": "vs_2"}
+    seen = sizes(stores, [], 9, readers, "other")
+    assert set(seen.passages) == set(seen.versions) == {"vs_1", "vs_2"}
+
+
+def test_one_tenant_with_its_key_sees_names() -> None:
+    assert store_labels([store(1, "docs", "acme")], {"acme"}, "other") == {"vs_1": "docs"}
 
 
 def test_an_adopted_store_is_as_large_as_its_collection() -> None:
     adopted = Adopted("http://c", "theirs", "e", rows=12, passages=10, files=3)
-    seen = sizes([replace(store(1, "theirs"), adopted=adopted)], [], 9, "other")
+    seen = sizes([replace(store(1, "theirs"), adopted=adopted)], [], 9, {"local"}, "other")
     assert seen.passages == {"theirs": 10}
     assert seen.files == {("theirs", "completed"): 3}
 
@@ -77,7 +98,7 @@ async def test_the_page_shows_what_was_sampled(tmp_path: Path) -> None:
     write_totals(tmp_path, IngestTotals().plus("ok", {"added": 2}, {"embed": [0.2, 40.0]}, 99.0))
     async with await Catalog.open(sqlite_url(tmp_path / "catalog.db")) as catalog:
         await catalog.create_store("local", "docs")
-        sampler = Sampler(metrics, lambda: nullcontext(Index(catalog, tmp_path)), 20)
+        sampler = Sampler(metrics, lambda: nullcontext(Index(catalog, tmp_path)), 20, {"local"})
         async with ingest_lock(tmp_path / "ingest.lock", 1.0, lambda _: None):
             await sampler.sample()
     page = exposition(metrics.registry, "")[0].decode()
@@ -110,7 +131,7 @@ async def test_a_catalog_that_is_away_is_told_of_once(
         raise OSError("away")
 
     caplog.set_level(logging.WARNING, "server.telemetry.sampling")
-    sampler = Sampler(Metrics(new_registry()), away, 20)
+    sampler = Sampler(Metrics(new_registry()), away, 20, {"local"})
     async with anyio.create_task_group() as group:
         group.start_soon(sampler.watch, 0.001)
         with anyio.fail_after(10):

@@ -24,6 +24,7 @@ import pytest
 from fastapi import FastAPI
 
 from retrieval.pipeline import DenseSearch
+from server.adopted import QuerySide, QuerySides
 from server.answering import Answering
 from server.app import create_app
 from server.auth import Keys
@@ -123,6 +124,7 @@ class Bench:
         script: Script | None = None,
         *,
         dense: DenseSearch | None = None,
+        questions: QuerySide | None = None,
         key: str | None = None,
         instead: Mapping[str, Engine] | None = None,
         tracer: Tracer | None = None,
@@ -130,11 +132,14 @@ class Bench:
     ) -> Iterator[Running]:
         """An app of its own over the shared parts.
 
-        `key` is what its client sends; `instead` are engines to serve in place of the scripted one; `tracer`
-        traces its requests.
+        `questions` embeds what is asked; `key` is what its client sends; `instead` are engines to serve in place of
+        the scripted one; `tracer` traces its requests.
         """
         settings = Settings(**{**self.settings.model_dump(exclude_unset=True), **changes})
-        services, engine = self._services(settings, script or Script(answer=ANSWER), dense, instead)
+        sides = None if questions is None else QuerySides(settings, questions)
+        services, engine = self._services(
+            settings, script or Script(answer=ANSWER), dense, sides, instead
+        )
         services = replace(services, tracer=tracer or services.tracer)
         app = create_app(settings, services)
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
@@ -151,6 +156,7 @@ class Bench:
         settings: Settings,
         script: Script,
         dense: DenseSearch | None,
+        sides: QuerySides | None,
         instead: Mapping[str, Engine] | None,
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
@@ -160,7 +166,7 @@ class Bench:
         parts = Parts(
             settings,
             serving,
-            open_.indexes._sides,
+            sides or open_.indexes._sides,
             None,
             Caches.of(settings, metrics),
             metrics,

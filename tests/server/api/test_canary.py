@@ -71,12 +71,20 @@ class Watched:
     def runs(self, outcome: str = "ok") -> float:
         return self.running.metric("canary_runs_total", outcome=outcome)
 
+    def id_of(self, store: str) -> str:
+        """The store's id, which is its label: the bench has stores of several tenants."""
+        catalog = self.bench.services.handover.current.catalog
+        return self.bench.run(catalog.find_store("local", store)).id
+
+    def of_store(self, name: str, store: str, **labels: str) -> float:
+        return self.running.metric(f"canary_{name}", store=self.id_of(store), **labels)
+
     def recall(self, store: str, k: int = 4) -> float:
-        return self.running.metric("canary_recall", store=store, k=str(k))
+        return self.of_store("recall", store, k=str(k))
 
     def questions(self, store: str) -> dict[str, float]:
         return {
-            outcome: self.running.metric("canary_questions", store=store, outcome=outcome)
+            outcome: self.of_store("questions", store, outcome=outcome)
             for outcome in ("found", "missed", "gone")
         }
 
@@ -122,9 +130,9 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
         watched.look()
         assert watched.runs() == 1
         assert [watched.recall("watched", k) for k in (1, 4, 10)] == [1, 1, 1]
-        assert running.metric("canary_mrr", store="watched") == 1
+        assert watched.of_store("mrr", "watched") == 1
         assert watched.questions("watched") == {"found": 2, "missed": 0, "gone": 0}
-        last = running.metric("canary_last_run_timestamp_seconds", store="watched")
+        last = watched.of_store("last_run_timestamp_seconds", "watched")
         assert began <= last <= time.time()
         assert running.metric("canary_duration_seconds_count") == 2
         watched.look()
@@ -138,7 +146,7 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
         assert watched.runs() == 1  # it may be moving still
         watched.look()
         assert (watched.runs(), watched.recall("watched")) == (2, 0.5)
-        assert running.metric("canary_mrr", store="watched") == 0.5
+        assert watched.of_store("mrr", "watched") == 0.5
         assert watched.questions("watched") == {"found": 1, "missed": 0, "gone": 1}
         assert "1 of 2 canary questions" in caplog.text
         assert "(tea.txt)" in caplog.text
@@ -173,14 +181,14 @@ def test_a_chroma_that_is_away_is_an_error_and_the_values_stay(
     with bench.serve(dense=vectors) as running:
         watched = watch(bench, running, golden(tmp_path, LOANS, TEA))
         watched.look()
-        last = running.metric("canary_last_run_timestamp_seconds", store="docs")
+        last = watched.of_store("last_run_timestamp_seconds", "docs")
         vectors.broken = True
         watched.clock.now += 301
         watched.look()
         assert (watched.runs("ok"), watched.runs("error")) == (1, 1)
         assert "could not ask its questions: out of order" in caplog.text
         assert watched.recall("docs") == 1
-        assert running.metric("canary_last_run_timestamp_seconds", store="docs") == last
+        assert watched.of_store("last_run_timestamp_seconds", "docs") == last
         watched.look()
         watched.look()
         assert watched.runs("error") == 1  # not again before it is time
@@ -223,7 +231,10 @@ def test_a_store_is_found_by_its_id_whoever_s_it_is(bench: Bench, tmp_path: Path
     with bench.serve() as running:
         watched = watch(bench, running, golden(tmp_path, question), canary_store=store.id)
         watched.look()
-        assert watched.recall("acme-docs") == 1
+        assert running.metric("canary_recall", store=store.id, k="4") == 1
+        page = running.client.get("/metrics").text
+        assert store.id in page
+        assert "acme-docs" not in page, "any tenant's key reads it"
         by_name = watch(bench, running, golden(tmp_path, question), canary_store="acme-docs")
         by_name.look()
         assert by_name.runs("error") == 1

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import pytest
 
+from retrieval.embed import QueryBatcher, Vectors
+from retrieval.errors import EmbedderError
+from server.adopted import QuerySide
+from server.telemetry.logs import JsonFormatter
 from tests.server.api.bench import (
     DEADLINE_SECONDS,
     DOCUMENTS,
@@ -109,6 +115,8 @@ def test_a_line_says_which_request_and_which_trace(ran: Ran) -> None:
     assert {"plan", "embed", "search"} <= line["timings_ms"].keys()
     assert line["duration_seconds"] > 0
     (search,) = [line for line in ran.of("search") if line["logger"] == "groundwire.request"]
+    assert "completion_id" not in search
+    assert search["message"].startswith("/v1/vector_stores/")
     assert search["trace_id"] in {root.trace_id for root in ran.collector.roots()} - {TRACE}
 
 
@@ -129,6 +137,49 @@ def test_what_was_going_on_at_the_end_is_sent(ran: Ran) -> None:
     assert (root.trace_id, root.parent_id) == (TRACE, PARENT)
     assert root.resource["service.name"] == "groundwire"
     assert {"plan", "search", "decode", "weave"} <= ran.collector.below(root).keys()
+
+
+class Choking:
+    """A tokenizer that quotes what it cannot read, behind an embedder's own words."""
+
+    name, dimension, max_tokens = "choking", 384, 256
+
+    def embed_queries(self, texts: Sequence[str]) -> Vectors:
+        try:
+            raise ValueError(f"cannot tokenize {texts[0]!r}")
+        except ValueError as error:
+            raise EmbedderError(f"embedder choking failed: {error}") from error
+
+    def embed_passages(self, texts: Sequence[str]) -> Vectors:
+        return self.embed_queries(texts)
+
+    def count_tokens(self, text: str) -> int:
+        return len(text)
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_an_embedder_that_quotes_the_question(bench: Bench, content: bool) -> None:
+    out = io.StringIO()
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(JsonFormatter(content=content))
+    log = logging.getLogger("server")
+    embedder = Choking()
+    queries = QueryBatcher(embedder)
+    log.addHandler(handler)
+    try:
+        with bench.serve(questions=QuerySide.of(embedder, queries)) as running:
+            assert running.ask().headers["x-rag-status"] == "degraded"
+            refused = running.ask(rag={"on_error": "fail"})
+    finally:
+        log.removeHandler(handler)
+        bench.run(queries.close())
+    assert refused.status_code == 503
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    said = [line["message"] for line in lines if "retrieval failed" in line["message"]]
+    assert len(said) == 2
+    assert all("embedder choking failed: " in message for message in said)
+    assert (QUESTION in out.getvalue()) is content
+    assert QUESTION not in refused.text
 
 
 def test_content_is_logged_where_it_is_asked_for(

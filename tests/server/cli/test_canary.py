@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from server.catalog import Catalog, Store, sqlite_url
 from server.cli import canary
 from server.embedding import open_embedder
 from server.ingestion import IngestJob, publish_paths
@@ -29,7 +32,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "docs" / name).write_text(text)
     embedder = open_embedder(Settings(), lambda _: None)
     job = IngestJob((root / "docs",), "docs", root / "work", "unused")
-    asyncio.run(publish_paths(job, embedder, root / "published"))
+    theirs = replace(job, store="their-docs", tenant="acme")
+    for each in (job, theirs):
+        asyncio.run(publish_paths(each, embedder, root / "published"))
     return root / "published"
 
 
@@ -80,6 +85,27 @@ def test_what_is_proposed_is_found_and_what_is_not_is_named(
     assert (found["recall@4"], found["mrr@10"]) == (0.75, 0.625)
     assert (found["found"], found["missed"], found["gone"]) == (3, 0, 1)
     assert [row["rank"] for row in found["questions"]] == [1, 1, 2, None]
+
+
+async def of_acme(published: Path) -> Store:
+    current = published / (published / "CURRENT").read_text().strip()
+    async with await Catalog.open(sqlite_url(current / "catalog.db")) as catalog:
+        return await catalog.find_store("acme", "their-docs")
+
+
+def test_another_tenant_s_store_is_named_by_its_id_as_the_server_takes_it(
+    settings: Settings, published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(published, copy)  # to open a catalog leaves files beside it
+    store = asyncio.run(of_acme(copy))
+    assert run(settings, "init", "--store", store.id) == 0
+    path = settings.canary_file
+    assert path is not None
+    path.write_text(capsys.readouterr().out)
+    assert run(settings.model_copy(update={"canary_store": store.id}), "check") == 0
+    assert "their-docs: 2 questions  recall@1 1.000" in capsys.readouterr().out
+    assert run(settings, "init", "--store", "their-docs") == 1
 
 
 @pytest.mark.parametrize(
