@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from grafana.panels import Dashboard, Panel, Query, Row, Variable, distribution, quantiles
-from grafana.promql import mean, rate, series, total
+from grafana.promql import OURS, mean, rate, series, total
 
-MODEL = 'model_name=~"$model"'
+MODEL = f'{OURS}, model_name=~"$model"'
 
 
 def _ratio(part: str, whole: str) -> str:

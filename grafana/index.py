@@ -48,7 +48,8 @@ INGESTS = Row(
             "stack", "Runs", [Query(_most("groundwire_ingest_runs_total", "outcome"), "{{outcome}}")],
             colours=coloured("ok", "partial", "failed", "cancelled"),
             shows="Ingests by how they ended: `ok`, `partial` (some files could not be read), `failed`, `cancelled`.",
-            bad="`failed`: documents stay as they were (`GroundwireIngestFails`).",
+            bad="`failed`: it ended early (`GroundwireIngestFails`). Files that it had finished are in the index; with "
+            "`--publish` nothing has changed.",
             do="What the command said; run it again, it goes on where it stopped.",
         ),
         Panel(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from grafana.panels import Dashboard, Panel, Query, Row, coloured, distribution, quantiles
-from grafana.promql import quantile, rate, series, share, total
+from grafana.promql import OURS, quantile, rate, series, share, total
 
 REQUESTS = "groundwire_request_duration_seconds"
 FIRST_TOKEN = "groundwire_time_to_first_token_seconds"
 #: What counts as answered or failed: who left, and who asked for nonsense, is neither.
 SERVED = 'outcome=~"ok|error"'
-#: Every program has metrics of its process.
-OURS = 'job=~".*groundwire.*"'
 SEE_STAGES = "Open *Stages*: its first panel says which step took the time."
 
 NOW = Row(
@@ -87,7 +85,8 @@ OBJECTIVES = Row(
             warn=1, alarm=14.4,
             shows="Streams whose first token took longer than 2 s, against the share that the objective allows; "
             "needs the rules in `grafana/rules/`.",
-            bad="Above 6 for hours nearly a third of the streams are slow.",
+            bad="Above 6 for hours nearly a third of the streams are slow; who left without a token after 2 s is among "
+            "them.",
             do=SEE_STAGES,
         ),
     ],
@@ -139,7 +138,7 @@ TRAFFIC = Row(
     "Traffic",
     [
         Panel(
-            "stack", "Requests by outcome", [Query(rate(f"{REQUESTS}_count", "outcome"), "{{outcome}}")],
+            "stack", "Requests by outcome", [Query(rate("groundwire_requests_total", "outcome"), "{{outcome}}")],
             unit="reqps", colours=coloured("ok", "error", "rejected", "cancelled"),
             shows="`ok`, `error`, `rejected` (the request was wrong), `cancelled` (the client left), `dry_run`.",
             bad="`error`: ours. Much `cancelled`: people give up, so look at the time to the first token.",
@@ -194,9 +193,12 @@ TRAFFIC = Row(
         Panel(
             "lines", "Clients that left, streams cut short",
             [Query(rate("groundwire_requests_aborted_total", "route"), "left {{route}}"),
+             Query(rate("groundwire_abandoned_wait_seconds_count"), "left without a token"),
              Query(rate("groundwire_streams_cut_short_total", "route"), "cut {{route}}")], unit="reqps",
-            shows="Clients that went away before the end; streams that were ended at `max_stream_seconds`.",
-            bad="Leaving rises with the time to the first token: people give up. Cut streams are half answers.",
+            shows="Clients that went away before the end, and of streams before the first token; streams that were "
+            "ended at `max_stream_seconds`.",
+            bad="Leaving rises with the time to the first token: people give up. All leave without a token: the engine "
+            "hangs (`GroundwireNothingAnswered`). Cut streams are half answers.",
             do="Make first tokens faster; raise `max_stream_seconds` or bound answers with `default_max_tokens`.",
         ),
         Panel(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 #: Every expression looks at the instances that the dashboard's variable names.
 SCOPE = 'instance=~"$instance"'
+#: What other programs have too: every process its own, every vLLM.
+OURS = 'job=~".*groundwire.*"'
 #: What Grafana fills in: some scrapes long, and never shorter than a step of the graph.
 WINDOW = "$__rate_interval"
 

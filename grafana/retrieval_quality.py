@@ -142,12 +142,12 @@ CANARY = Row(
     "Canary: golden questions asked of the index again and again, without the model",
     [
         Panel(
-            "lines", "Recall", [Query(series("groundwire_canary_recall", STORE), "{{store}} @{{k}} {{instance}}")],
-            unit="percentunit",
-            shows="The share of golden questions whose expected file or passage was among the first k. Needs "
-            "`canary_file`.",
+            "lines", "Recall", [Query(series("groundwire_canary_recall", STORE), "{{store}} @{{k}} {{instance}}"),
+             Query(series("groundwire_canary_min_recall"), "wanted @4 {{instance}}")], unit="percentunit",
+            shows="The share of golden questions whose expected file or passage was among the first k, and "
+            "`canary_min_recall`. Needs `canary_file`.",
             bad="A step down after an ingest: something was removed, or is cut differently. "
-            "`GroundwireRecallDropped` fires at a tenth.",
+            "`GroundwireRecallDropped` fires at a tenth, and below what is wanted.",
             do="`groundwire canary check` names the questions that miss; ingest what is gone, or mend the golden "
             "file.",
         ),
@@ -160,10 +160,10 @@ CANARY = Row(
         ),
         Panel(
             "lines", "Age of the last run",
-            [Query(f"time() - {series('groundwire_canary_last_run_timestamp_seconds', STORE)}", "{{instance}}")],
-            unit="s",
-            shows="Seconds since the questions were last asked.",
-            bad="Several times `canary_seconds`: it fails, or traffic leaves it no time (`GroundwireCanaryStale`).",
+            [Query(f"time() - {series('groundwire_canary_last_run_timestamp_seconds', STORE)}", "{{instance}}"),
+             Query(f"3 * {series('groundwire_canary_period_seconds')}", "late {{instance}}")], unit="s",
+            shows="Seconds since the questions were last asked, and three times `canary_seconds`.",
+            bad="Above the latter: it fails, or traffic leaves it no time (`GroundwireCanaryStale`).",
             do="See *Runs*, and the log.",
         ),
         Panel(

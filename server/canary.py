@@ -193,6 +193,8 @@ class Canary:
         self._settings = settings
         self._handover = handover
         self._metrics = metrics
+        metrics.canary_period_seconds = settings.seconds
+        metrics.canary_min_recall = settings.min_recall
         self._clock = clock
         self._due = float("-inf")
         self._seen: Hashable | None = None

@@ -214,7 +214,10 @@ class Settings(BaseSettings):
         None,
         description="Prometheus Pushgateway that metrics are pushed to; with a user and password, by basic auth.",
     )
-    push_seconds: float = Field(15.0, gt=0, description="How often metrics are pushed.")
+    # Rules take who has not pushed for 300 seconds for dead.
+    push_seconds: float = Field(
+        15.0, gt=0, le=100, description="How often metrics are pushed, at most 100."
+    )
     push_instance: str | None = Field(
         None,
         min_length=1,

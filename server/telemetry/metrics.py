@@ -23,6 +23,10 @@ from server.telemetry.ingests import FILE_OUTCOMES, RUN_OUTCOMES, IngestTotals, 
 
 #: What became of a candidate.
 PACKED = "packed"
+#: How a request may end.
+ENDINGS = ("ok", "error", "rejected", "cancelled", "dry_run")
+#: Why a request is turned away that the server ought to have had room for.
+NO_PLACE = ("queue_full", "queue_tokens", "queue_timeout")
 #: The label of what a bounded label has no room for.
 OTHER = "other"
 #: What a step has before the first ingest.
@@ -46,6 +50,9 @@ class Metrics:
         self.ingests, self.ingest_running = IngestTotals(), False
         #: What was last read of the stores.
         self.index: IndexSizes = NO_INDEX
+        #: How often the canary asks, and the recall that its operator wants; None: there is none.
+        self.canary_period_seconds: float | None = None
+        self.canary_min_recall: float | None = None
         make = Maker(registry)
         self._define_requests(make)
         self._define_retrieval(make)
@@ -56,7 +63,14 @@ class Metrics:
         self.definitions = tuple(make.definitions)
         for outcome in (PACKED, *DROP_REASONS):
             self.passages.labels(outcome)
-        # There from the start: a counter that begins at its first count has not increased by it.
+        # There from the start: a counter that begins at its first count has not increased by it. Of those with many
+        # values only what alerts read.
+        for outcome in ENDINGS:
+            self.requests.labels(outcome)
+        for reason in NO_PLACE:
+            self.rejected.labels(reason)
+        for outcome in ("ok", "error"):
+            self.canary_runs.labels(outcome)
         for outcome in ("ok", "failed"):
             self.index_handovers.labels(outcome)
         for status in ("hit", "miss", "off", "degraded"):
@@ -78,11 +92,22 @@ class Metrics:
             "outcome",
             "grounded",
         )
+        self.requests = make.counter(
+            "requests_total",
+            "Requests by how they ended: `ok`, `error`, `rejected`, `cancelled`, `dry_run`; all are there from the "
+            "start, so that a first failure is an increase.",
+            "outcome",
+        )
         self.ttft_seconds = make.histogram(
             "time_to_first_token_seconds",
             "Seconds from the request's first byte in to the first generated token of a stream, retrieval included.",
             buckets.TTFT,
             "grounded",
+        )
+        self.abandoned_seconds = make.histogram(
+            "abandoned_wait_seconds",
+            "Seconds that a stream's client waited for the first token before it left without one.",
+            buckets.TTFT,
         )
         self.inter_token_seconds = make.loop_histogram(
             "inter_token_latency_seconds",
@@ -292,6 +317,18 @@ class Metrics:
             "Runs: `ok`, or `error` (a question could not be asked; the values of the run before stay).",
             "outcome",
         )
+        make.elsewhere(
+            "canary_period_seconds",
+            "gauge",
+            "How often the golden questions are asked (`canary_seconds`); not there without a canary.",
+            lambda: _where_set(self.canary_period_seconds),
+        )
+        make.elsewhere(
+            "canary_min_recall",
+            "gauge",
+            "Recall at 4 that the operator wants (`canary_min_recall`); not there where none is set.",
+            lambda: _where_set(self.canary_min_recall),
+        )
 
     def _define_process(self, make: Maker) -> None:
         self.start_step_seconds = make.gauge(
@@ -389,6 +426,10 @@ class Metrics:
         self.build_info.labels(*astuple(build)).set(1)
         for model in islice(models, MAX_MODELS):
             self.model_info.labels(model).set(1)
+
+
+def _where_set(value: float | None) -> dict[tuple[str, ...], float]:
+    return {} if value is None else {(): value}
 
 
 @dataclass(frozen=True, slots=True)

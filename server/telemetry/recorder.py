@@ -180,12 +180,16 @@ class Recording:
         metrics, grounded, receipt = self._metrics, self._grounded, self._receipt
         trace_id = self.sampled_trace_id
         exemplar = None if trace_id is None else {"trace_id": trace_id}
+        metrics.requests.labels(outcome).inc()
         metrics.request_seconds.labels(self._route, outcome, grounded).observe(seconds, exemplar)
         metrics.observe_stages(self.trace.records, exemplar)
         if self._first_token is not None:
             metrics.ttft_seconds.labels(grounded).observe(self._first_token, exemplar)
         if outcome == "cancelled":
             metrics.aborted.labels(self._route).inc()
+            # Of the body as it came: whoever leaves while sources are searched for has no plan yet.
+            if self._first_token is None and self.asked.get("stream") is True:
+                metrics.abandoned_seconds.observe(seconds, exemplar)
         if receipt is None:
             return
         metrics.retrievals.labels(receipt.status).inc()

@@ -112,6 +112,7 @@ def engine(home: Path, golden: Path) -> Iterator[str]:
     """The URL of a server with the real engine."""
     given = {
         "api_keys": f"local:{KEY}", "default_store": "facts", "canary_file": str(golden), "canary_seconds": "5",
+        "canary_min_recall": "0.1",
         "answer_cache_entries": "64", "embedding_cache_entries": "4", "host": "127.0.0.1",
     }  # fmt: skip
     variables = {f"GROUNDWIRE_{name.upper()}": value for name, value in given.items()}

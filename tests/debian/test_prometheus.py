@@ -86,9 +86,16 @@ def compared(expr: str) -> str:
     )
 
 
+def watched(expr: str) -> list[str]:
+    """What an alert looks at: each side of an `or` or `unless` outside of parentheses, with what `absent` misses."""
+    sides = re.split(r"\s(?:or|unless)\s(?:on \([^)]*\)\s)?", expr)
+    return [compared(side.replace("absent(", "count(")) for side in sides]
+
+
 @pytest.mark.parametrize("rule", rules("alerts.yml"), ids=lambda rule: rule["alert"])
 def test_every_alert_sees_what_it_watches(observed: Observed, rule: dict[str, Any]) -> None:
-    assert observed.prometheus.instant(compared(rule["expr"]), observed.span.end)
+    for side in watched(rule["expr"]):
+        assert observed.prometheus.instant(side, observed.span.end), side
 
 
 def test_no_rule_fails(observed: Observed) -> None:

@@ -149,6 +149,47 @@ def test_a_request_that_is_left(
     assert value(metrics, "requests_aborted_total", route="/r") == 1
 
 
+def test_what_alerts_count_is_there_from_the_start(metrics: Metrics) -> None:
+    """A counter that begins at its first count has not increased by it."""
+    for name, label, values in (
+        ("requests_total", "outcome", ("ok", "error", "rejected", "cancelled", DRY_RUN)),
+        ("requests_rejected_total", "reason", ("queue_full", "queue_tokens", "queue_timeout")),
+        ("canary_runs_total", "outcome", ("ok", "error")),
+    ):
+        seen = {sample.labels[label]: sample.value for sample in samples(metrics, name)}
+        assert seen == dict.fromkeys(values, 0.0)
+    assert value(metrics, "abandoned_wait_seconds_count") == 0
+    Recording(metrics, "/r").close("error")
+    assert value(metrics, "requests_total", outcome="error") == 1
+
+
+@pytest.mark.parametrize(
+    ("stream", "has_token", "outcome", "counted"),
+    [
+        (True, False, "cancelled", 1),
+        (True, True, "cancelled", 0),
+        (True, False, "error", 0),
+        (False, False, "cancelled", 0),
+    ],
+)
+def test_a_stream_that_is_left_without_a_token(
+    metrics: Metrics, stream: bool, has_token: bool, outcome: str, counted: int
+) -> None:
+    clock = iter((0.0, *[30.0] * 9))
+    recording = Recording(metrics, "/r")
+    recording.trace = Trace(lambda: next(clock))
+    recording.asked = {"stream": stream}
+    recording.grounded_in(receipt())
+    if has_token:
+        recording.token()
+    recording.close(outcome)
+    assert value(metrics, "abandoned_wait_seconds_count") == counted
+    assert value(metrics, "abandoned_wait_seconds_sum") == 30.0 * counted
+    assert value(metrics, "abandoned_wait_seconds_bucket", le="2.0") == 0
+    ttft = value(metrics, "time_to_first_token_seconds_count", grounded="true")
+    assert ttft == (1 if has_token else None)
+
+
 def test_what_broke_off_is_an_error(metrics: Metrics) -> None:
     recording = Recording(metrics, "/r")
     recording.grounded_in(receipt())

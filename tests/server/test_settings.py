@@ -84,6 +84,7 @@ BAD = [
     ("public_url", "example.com"),
     ("otlp_endpoint", "localhost:4318"),
     ("otlp_endpoint", "http://me:secret@localhost:4318"),
+    ("push_seconds", "101"),
     ("trace_ratio", "1.5"),
     ("log_format", "xml"),
     ("log_level", "loud"),

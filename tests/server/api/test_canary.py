@@ -132,6 +132,8 @@ def test_a_removed_document_is_seen_when_the_index_has_come_to_rest(
         assert [watched.recall("watched", k) for k in (1, 4, 10)] == [1, 1, 1]
         assert watched.of_store("mrr", "watched") == 1
         assert watched.questions("watched") == {"found": 2, "missed": 0, "gone": 0}
+        assert running.metric("canary_period_seconds") == 300
+        assert running.metric("canary_min_recall") == 0.8
         last = watched.of_store("last_run_timestamp_seconds", "watched")
         assert began <= last <= time.time()
         assert running.metric("canary_duration_seconds_count") == 2
@@ -182,6 +184,10 @@ def test_a_chroma_that_is_away_is_an_error_and_the_values_stay(
         watched = watch(bench, running, golden(tmp_path, LOANS, TEA))
         watched.look()
         last = watched.of_store("last_run_timestamp_seconds", "docs")
+        assert (
+            running.services.metrics.registry.get_sample_value("groundwire_canary_min_recall")
+            is None
+        )
         vectors.broken = True
         watched.clock.now += 301
         watched.look()
