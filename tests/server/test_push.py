@@ -91,7 +91,7 @@ async def test_the_first_push_has_the_totals_of_the_ingests(tmp_path: Path) -> N
     heard = Heard()
     with listening(heard) as port:
         settings = Settings(
-            data_dir=data_dir, push_url=f"http://127.0.0.1:{port}", push_seconds=600
+            data_dir=data_dir, push_url=f"http://127.0.0.1:{port}", push_seconds=100
         )
         async with open_services(settings, engine=ScriptedEngine()):
             eventually(lambda: heard.methods == ["PUT"])
