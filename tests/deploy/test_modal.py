@@ -157,6 +157,8 @@ def container(environment: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyP
     """A container's variables, with the scripted engine."""
     environment.setenv("GROUNDWIRE_ENGINE", "scripted")
     environment.setenv("GROUNDWIRE_API_KEYS", KEY)
+    # A busy machine is no reason for an answer without its sources.
+    environment.setenv("GROUNDWIRE_RETRIEVAL_TIMEOUT_SECONDS", "60")
     environment.setenv("GROUNDWIRE_DATA_DIR", str(tmp_path / "data"))
     environment.setenv("MODAL_TASK_ID", "ta-7")
     return environment

@@ -58,7 +58,8 @@ def test_in_the_middle_of_the_answer(bench: Bench, grounded: bool) -> None:
         "".join(c.delta.content or "" for k in chunks for c in k.choices if c.index == index)
         for index in (0, 1)
     ]
-    assert texts[0] == texts[1]
+    # The end may come between the two parts of one token.
+    assert max(texts, key=len).startswith(min(texts, key=len))
     assert texts[0].startswith("word [1] word")
     usage = chunks[-1].usage
     assert usage is not None
