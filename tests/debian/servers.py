@@ -100,7 +100,8 @@ def running_pushgateway() -> Iterator[str]:
     url = f"http://127.0.0.1:{(port := free_port())}"
     with (
         subprocess.Popen(
-            [program, f"--web.listen-address=127.0.0.1:{port}"],
+            # Debian's keeps a file every five minutes, and the next one would begin with it.
+            [program, f"--web.listen-address=127.0.0.1:{port}", "--persistence.file="],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         ) as process,
