@@ -83,9 +83,8 @@ async def open_engine(url: str) -> AsyncEngine:
         cause = getattr(error, "orig", None) or error
         shown = parsed.render_as_string(hide_password=True)
         raise CatalogUnavailable(f"the catalog at {shown} cannot be opened: {cause}") from error
-    except (
-        TypeError
-    ) as error:  # a parameter of the URL that the driver does not know; it says which
+    except TypeError as error:
+        # A parameter of the URL that the driver does not know; it says which.
         await engine.dispose()
         raise CatalogUnavailable(f"catalog_url is not usable: {error}") from error
     except BaseException:
