@@ -9,6 +9,7 @@ import multiprocessing
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from functools import partial
+from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING
 
 from server.engine.background import Background, Check, in_background
@@ -120,18 +121,22 @@ async def _begin_vllm(
     Until then its imports keep this process busy, and other imports beside them would only slow the way to
     that process; besides, two threads that import the same libraries can meet halves of modules.
     """
+    others = multiprocessing.active_children()  # another engine's, in a process that has had one
+
+    def processes() -> list[BaseProcess]:
+        """This vLLM's, the only ones that are started by `multiprocessing` meanwhile."""
+        return [process for process in multiprocessing.active_children() if process not in others]
+
+    def end_processes() -> None:
+        for process in processes():  # what waits for them fails
+            process.terminate()
+
     work = partial(_load, settings, progress, start)
     async with in_background(
-        work, stop=_end_processes, discard=lambda loaded: loaded.close()
+        work, stop=end_processes, discard=lambda loaded: loaded.close()
     ) as loading:
-        await loading.reaches(lambda: bool(multiprocessing.active_children()))
+        await loading.reaches(lambda: bool(processes()))
         yield loading
-
-
-def _end_processes() -> None:
-    """End vLLM's processes, the only ones that are started by `multiprocessing` here: who waits for them fails."""
-    for process in multiprocessing.active_children():
-        process.terminate()
 
 
 def _load(settings: Settings, progress: Progress, start: StartTrace, check: Check) -> LoadedVllm:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +75,27 @@ def test_a_flag_that_would_do_nothing_is_refused_before_anything_is_loaded() -> 
 
     with pytest.raises(EngineError, match="--api-key is vLLM's"):
         asyncio.run(run())
+
+
+def test_another_process_of_this_one_is_not_taken_for_vllm_s() -> None:
+    """Neither does the wait end at its sight, nor is it ended when the load is given up."""
+
+    async def run() -> None:
+        settings = Settings(model="a-folder", vllm_args=["--api-key", "secret"])
+        loads = threading.Event()  # not before the wait has had a look
+        asyncio.get_running_loop().call_later(0.2, loads.set)
+        async with begin_engines(settings, lambda _: loads.wait(60) and None, StartTrace()):
+            pytest.fail("it began all the same")
+
+    other = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+    other.start()
+    try:
+        with pytest.raises(EngineError, match="--api-key is vLLM's"):
+            asyncio.run(run())
+        assert other.is_alive()
+    finally:
+        other.kill()
+        other.join()
 
 
 def test_how_vllm_logs_is_written_before_anything_else_has_made_the_directory(
