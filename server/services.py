@@ -155,7 +155,9 @@ async def open_services(
         if probing is not None:
             works.append(Canary(handover, metrics, probing).watch())
         readers = tenants_that_ask(settings.api_keys)
-        sampler = Sampler(metrics, handover.lease, settings.metrics_stores, readers)
+        sampler = Sampler(
+            metrics, handover.lease, settings.metrics_stores, readers, settings.published_dir
+        )
         # Before anyone is shown a page: totals that are 0 and then are not have increased, for a Prometheus.
         await sampler.attempt()
         works.append(sampler.watch())

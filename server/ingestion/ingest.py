@@ -42,28 +42,34 @@ async def ingest_paths(
     IngestError for an overlap that the chunks have no room for.
     """
     tally = Tally(on_event)
-    cutter = Cutter(
+    cutter = cutter_of(job, embedder, tally)
+    async with ingest_lock(
+        job.data_dir / "ingest.lock", job.lock_timeout_seconds, partial(_waiting, on_event)
+    ):
+        with tally.kept_in(job.data_dir):
+            return await ingest_alone(job, embedder, cutter, tally)
+
+
+def cutter_of(job: IngestJob, embedder: Embedder, tally: Tally) -> Cutter:
+    """What cuts the job's files. Raises IngestError for an overlap that the chunks have no room for."""
+    return Cutter(
         embedder,
         chunk_tokens=job.chunk_tokens,
         overlap_tokens=job.chunk_overlap_tokens,
         max_file_bytes=job.max_file_bytes,
         steps=tally.steps,
     )
-    started = time.perf_counter()
-    async with ingest_lock(
-        job.data_dir / "ingest.lock", job.lock_timeout_seconds, partial(_waiting, on_event)
-    ):
-        with tally.kept_in(job.data_dir):
-            run, skipped = await _run(job, embedder, cutter, tally)
-    return run.report(skipped, time.perf_counter() - started)
 
 
 def _waiting(on_event: OnEvent, holder: str) -> None:
     on_event(IngestEvent("waiting", detail=holder))
 
 
-async def _run(job: IngestJob, embedder: Embedder, cutter: Cutter, tally: Tally) -> tuple[Run, int]:
-    """The run, done, and how many files were of a type that cannot be read."""
+async def ingest_alone(
+    job: IngestJob, embedder: Embedder, cutter: Cutter, tally: Tally
+) -> IngestReport:
+    """As `ingest_paths`, for a caller that holds a lock on the data directory and keeps the tally."""
+    started = time.perf_counter()
     async with (
         await Catalog.open(job.catalog_url) as catalog,
         catalog_claim(catalog, job.lock_timeout_seconds, partial(_waiting, tally.hear)),
@@ -82,7 +88,7 @@ async def _run(job: IngestJob, embedder: Embedder, cutter: Cutter, tally: Tally)
             damaged = await _damaged(store, catalog, chroma.store, LexicalIndex(root))
             run = Run(job, store, catalog, index, cutter, tally.hear, reindex=damaged)
             await run.everything(found)
-    return run, found.skipped
+    return run.report(found.skipped, time.perf_counter() - started)
 
 
 async def _store(catalog: Catalog, job: IngestJob, embedder: Embedder) -> Store:

@@ -10,9 +10,11 @@ from pathlib import Path
 from retrieval.embed.base import Embedder
 from server.auth import signing_key
 from server.catalog import Catalog, sqlite_url
-from server.ingestion.ingest import ingest_paths
+from server.ingestion.cut import Cutter
+from server.ingestion.ingest import cutter_of, ingest_alone
 from server.ingestion.report import IngestReport
 from server.ingestion.run import IngestJob, OnEvent
+from server.ingestion.tally import Tally
 from server.published import BLOBS, publish, take, writer_lock
 
 
@@ -33,20 +35,29 @@ async def publish_paths(
     The copy is made in `job.data_dir` and removed again; the job's own catalog and Chroma are not used. Files that
     could not be read do not keep the others from being published. Raises as `ingest_paths`, and InUse,
     PublishedError and OSError; nothing is published then. Cancelled at the very end, it may have published.
+    The run is counted beside the versions: one that publishes nothing is in none of them.
 
     The copies are made in this thread, and hold up the event loop: a task's cancellation, as by Ctrl-C, would not
     wait for another thread, and the lock and the copy would go from under it.
     """
+    tally = Tally(on_event)
+    cutter = cutter_of(job, embedder, tally)
     with writer_lock(published):
         work = _workplace(job.data_dir, published)
         try:
-            return await _publish(job, embedder, published, work, on_event)
+            with tally.kept_in(published):
+                return await _publish(job, embedder, cutter, published, work, tally)
         finally:
             shutil.rmtree(work, ignore_errors=True)
 
 
 async def _publish(
-    job: IngestJob, embedder: Embedder, published: Path, work: Path, on_event: OnEvent
+    job: IngestJob,
+    embedder: Embedder,
+    cutter: Cutter,
+    published: Path,
+    work: Path,
+    tally: Tally,
 ) -> Publication:
     version = _start_from(published, work)
     inside = replace(
@@ -56,7 +67,7 @@ async def _publish(
         chroma=None,
         not_below=(published, job.data_dir),
     )
-    report = await ingest_paths(inside, embedder, on_event)
+    report = await ingest_alone(inside, embedder, cutter, tally)
     if version is not None and not report.changed:
         return Publication(report, version, new=False)
     async with await Catalog.open(inside.catalog_url) as catalog:

@@ -1,4 +1,4 @@
-"""One ingest's numbers, added to those of its data directory when it ends, whatever way."""
+"""One ingest's numbers, added to those of the ingests before when it ends, whatever way."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Tally:
         self._on_event(event)
 
     @contextmanager
-    def kept_in(self, data_dir: Path) -> Iterator[None]:
+    def kept_in(self, directory: Path) -> Iterator[None]:
         """Keep what is heard while the block runs, and how it ends. The caller holds the directory's lock."""
         outcome = "failed"
         try:
@@ -42,9 +42,9 @@ class Tally:
             outcome = "cancelled"
             raise
         finally:
-            totals = read_totals(data_dir)
+            totals = read_totals(directory)
             added = totals.plus(outcome, self._files, self.steps.seconds, time.time())
             try:
-                write_totals(data_dir, added)
+                write_totals(directory, added)
             except OSError as error:  # the documents matter more than their count
                 log.warning("what this ingest did is not counted: %s", error)

@@ -1,7 +1,7 @@
 """What all ingests of a data directory have done, kept in a file there: an ingest is a process of its own.
 
-The ingest adds to it while it holds the lock of the directory; servers read it for their `/metrics`. A version of a
-published index carries it along.
+The ingest adds to it while it holds the lock of the directory; servers read it for their `/metrics`. For a published
+index it stands beside the versions.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class IngestTotals:
         )
 
 
-def read_totals(data_dir: Path) -> IngestTotals:
+def read_totals(directory: Path) -> IngestTotals:
     """What is kept in the directory; nothing where there is no file, or one that is not ours to understand."""
     try:
-        kept: dict[str, Any] = json.loads((data_dir / FILE).read_bytes())
+        kept: dict[str, Any] = json.loads((directory / FILE).read_bytes())
         steps = {
             name: StepTotals(tuple(each["counts"]), each["sum_seconds"], tuple(each["bounds"]))
             for name, each in kept["steps"].items()
@@ -81,8 +81,8 @@ def read_totals(data_dir: Path) -> IngestTotals:
     return replace(totals, steps={n: s for n, s in steps.items() if s.bounds == INGEST_STEP})
 
 
-def write_totals(data_dir: Path, totals: IngestTotals) -> None:
+def write_totals(directory: Path, totals: IngestTotals) -> None:
     """Keep the totals, in one step: who reads meanwhile sees the ones before. Raises OSError."""
-    fresh = data_dir / f"{FILE}.new"
+    fresh = directory / f"{FILE}.new"
     fresh.write_text(json.dumps(asdict(totals)))
-    os.replace(fresh, data_dir / FILE)
+    os.replace(fresh, directory / FILE)

@@ -35,8 +35,9 @@ class Sampled(Protocol):
 class Sampler:
     """Reads the stores' sizes from the catalog, and the ingests' totals from the data directory.
 
-    `lease` gives the current ones and keeps them open: a server of published versions changes them. `max_stores`
-    stores have a label of their own; `readers` are the tenants that may read the page.
+    `lease` gives the current ones and keeps them open: a server of published versions changes them, and finds the
+    totals in the directory `published`. `max_stores` stores have a label of their own; `readers` are the tenants that
+    may read the page.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Sampler:
         lease: Callable[[], AbstractContextManager[Sampled]],
         max_stores: int,
         readers: Collection[str],
+        published: Path | None = None,
     ) -> None:
         self._metrics = metrics
         self._lease = lease
         self._max_stores = max_stores
         self._readers = readers
+        self._published = published
         self._failing = False
 
     async def watch(self, every_seconds: float = SAMPLE_SECONDS) -> None:
@@ -73,7 +76,7 @@ class Sampler:
         with self._lease() as current:
             stores = await current.catalog.every_store()
             counts = await current.catalog.file_counts()
-            totals = await asyncio.to_thread(read_totals, current.data_dir)
+            totals = await asyncio.to_thread(read_totals, self._published or current.data_dir)
             running = await asyncio.to_thread(is_held, current.data_dir / "ingest.lock")
         metrics = self._metrics
         metrics.index = sizes(stores, counts, self._max_stores, self._readers, OTHER)

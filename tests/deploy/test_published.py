@@ -192,7 +192,7 @@ def settled(world: World) -> None:
 def check_through(world: World, versions: range) -> None:
     taken = asyncio.run(ask_while(world, versions))
     last = versions[-1]
-    assert world.kept() == {"CURRENT", "writer.lock", f"v-{last - 1}", f"v-{last}"}
+    assert world.kept() == {"CURRENT", "writer.lock", "ingests.json", f"v-{last - 1}", f"v-{last}"}
     settled(world)
     taken.sort()
     print(f"{len(taken)} answers, median {taken[len(taken) // 2]:.2f} s, longest {taken[-1]:.2f} s")

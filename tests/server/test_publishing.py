@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from server.auth import signing_key
 from server.catalog import LOCAL_TENANT, Catalog, sqlite_url
 from server.ingestion import Publication, publish_paths
 from server.published import InUse, check, current, folder, writer_lock
-from server.telemetry.ingests import read_totals
+from server.telemetry.ingests import FILE, read_totals
 from tests.server.api.bench import GROUNDWIRE
 from tests.server.ingest_child import HashEmbedder, job
 
@@ -72,12 +73,15 @@ async def test_each_version_is_the_last_one_and_what_changed(
         folder(published, 2) / "secret"
     )
 
-    assert read_totals(folder(published, 1)).runs == {"ok": 1}
-    assert read_totals(folder(published, 2)).files == {"added": 2, "replaced": 1, "unchanged": 1}
-
     again = await publish()
     assert (again.version, again.new, again.report.unchanged) == (2, False, 2)
     assert current(published) == 2
+
+    # Beside the versions, for the last run has none of its own.
+    totals = read_totals(published)
+    assert totals.runs == {"ok": 3}
+    assert totals.files == {"added": 2, "replaced": 1, "unchanged": 3}
+    assert not (folder(published, 2) / FILE).exists()
 
     with writer_lock(published), pytest.raises(InUse):
         await publish()
@@ -110,8 +114,24 @@ async def test_an_ingest_that_fails_publishes_nothing(documents: Path, tmp_path:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         await publish_paths(job(data_dir, documents), Broken(), published)
-    assert [path.name for path in published.iterdir()] == ["writer.lock"]
+    assert {path.name for path in published.iterdir()} == {"writer.lock", FILE}
+    assert read_totals(published).runs == {"failed": 1}
     assert list(data_dir.iterdir()) == []
+
+
+async def test_one_that_cannot_publish_has_failed(
+    documents: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = tmp_path / "published"
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("server.ingestion.publish.publish", full)
+    with pytest.raises(OSError, match="No space left"):
+        await publish_paths(job(tmp_path / "data", documents), HashEmbedder(), published)
+    totals = read_totals(published)
+    assert (totals.runs, totals.files, totals.last_success) == ({"failed": 1}, {"added": 2}, 0.0)
 
 
 def test_the_command_publishes_and_says_which_version(documents: Path, tmp_path: Path) -> None:

@@ -117,6 +117,19 @@ async def test_the_page_shows_what_was_sampled(tmp_path: Path) -> None:
         assert line in page.splitlines()
 
 
+async def test_of_a_published_index_the_totals_are_beside_the_versions(tmp_path: Path) -> None:
+    metrics = Metrics(new_registry())
+    version, published = tmp_path / "copy", tmp_path / "published"
+    for each in (version, published):
+        each.mkdir()
+    write_totals(published, IngestTotals().plus("failed", {}, {}, 99.0))
+    async with await Catalog.open(sqlite_url(version / "catalog.db")) as catalog:
+        index = Index(catalog, version)
+        await Sampler(metrics, lambda: nullcontext(index), 20, {"local"}, published).sample()
+    page = exposition(metrics.registry, "")[0].decode()
+    assert 'groundwire_ingest_runs_total{outcome="failed"} 1.0' in page.splitlines()
+
+
 async def test_a_catalog_that_is_away_is_told_of_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
