@@ -68,9 +68,9 @@ INGESTS = Row(
         ),
         Panel(
             "lines", "Running", [Query(series("groundwire_ingest_running"), "{{instance}}")],
-            shows="1 while an ingest works.",
-            bad="1 for hours (`GroundwireIngestStuck`): it hangs, or waits for a lock or the database.",
-            do="See *Steps, p95*; end it with Ctrl-C and start it again, nothing is lost.",
+            shows="1 while an ingest, a reindex or an adoption works.",
+            bad="1 for hours (`GroundwireIngestStuck`): it is large, hangs, or waits for the database.",
+            do="See what it prints; end it with Ctrl-C and start it again, nothing is lost.",
         ),
         Panel(
             "lines", "Steps, p95",
@@ -98,7 +98,7 @@ PUBLISHED = Row(
             "{{instance}}")], alarm=1,
             shows="How often the Chroma child had to be started again.",
             bad="Any: while it starts, answers go without sources (`GroundwireChromaRestarts`).",
-            do="`chroma.log` in the data directory; memory, disk.",
+            do="`chroma-died.log` in the data directory; memory, disk.",
         ),
         Panel(
             "lines", "Search in Chroma", quantiles("groundwire_stage_duration_seconds", 'stage="search"'), unit="s",
@@ -118,7 +118,7 @@ PUBLISHED = Row(
             "{{outcome}}")], width=24, height=6, colours=coloured("ok", "failed"),
             shows="Newer versions that were taken over, and tries that failed.",
             bad="`failed`: the version before goes on (`GroundwireHandoverFails`).",
-            do="The log says what is wrong with the version; publish again.",
+            do="The log says what is wrong with the version; the runbook what mends it.",
         ),
     ],
 )  # fmt: skip

@@ -27,11 +27,10 @@ NOW = Row(
             height=5,
             unit="percentunit", warn=0.005, alarm=0.02,
             shows="Requests that ended with an error of the server, of all that were answered or failed. Who left, "
-            "and "
-            "requests that were wrong themselves, are in neither.",
+            "and requests that were wrong themselves, are in neither. Those refused for want of a place are in *Turned "
+            "away*, and count in the objective too.",
             bad="Above 1 % the error objective is being missed.",
-            do="*Requests by outcome* says on which route. The log has one line a failed request; `/ready` names a "
-            "part that is down.",
+            do="The log has one line a failed request, with its route; `/ready` names a part that is down.",
         ),
         Panel(
             "stat", "First token, p95", [Query(quantile(0.95, FIRST_TOKEN), "p95")], width=4, height=5, unit="s",

@@ -112,6 +112,7 @@ def main() -> None:
     args = parser.parse_args()
     now = time.time()
     span = Span(now - 60 * args.minutes, now, 60)
+    args.folder.mkdir(parents=True, exist_ok=True)
     with closing(Prometheus(args.url)) as prometheus:
         for path in sorted(PAGE.with_name("dashboards").glob("*.json")):
             board = json.loads(path.read_text())

@@ -13,8 +13,8 @@ NO_PLACE = "over_budget|no_room"
 STORE = 'store=~"$store"'
 SCORE = "groundwire_retrieval_score"
 EMBEDDER_CHANGED = (
-    "If the embedder or the chunking was changed, `groundwire reindex`; if documents went away, "
-    "*Ingestion and index*."
+    "If the embedder or the chunking was changed, `groundwire reindex` (a published index: `docs/published.md`); if "
+    "documents went away, *Ingestion and index*."
 )
 
 FOUND = Row(

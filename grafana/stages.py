@@ -121,7 +121,7 @@ WHERE = Row(
         Panel(
             "lines", "Stages that did not end well", [Query(rate(f"{STAGE}_count", "stage, outcome", 'outcome!="ok"'),
             "{{stage}} {{outcome}}")], unit="reqps", width=8,
-            shows="`error`, `timeout`, and `cancelled` (the client left) by stage.",
+            shows="`error`, `timeout` (a limit of time ended it), and `cancelled` (the client left) by stage.",
             bad="`error` or `timeout` in `embed`, `lexical` or `search`: answers go without sources (`degraded`).",
             do="The log names the part; `/ready` says whether Chroma and the catalog answer.",
         ),

@@ -26,7 +26,7 @@ CURRENT, MANIFEST, LOCK = "CURRENT", "MANIFEST", "writer.lock"
 #: The bytes of the files, which only a writer needs. They never change under a name.
 BLOBS = "blobs"
 #: Locks, addresses and logs of the processes that worked on a data directory.
-_OF_PROCESSES = ("*.lock", "chroma.json", ".chroma.json.*", "chroma.log", MANIFEST)
+_OF_PROCESSES = ("*.lock", "chroma.json", ".chroma.json.*", "chroma*.log", MANIFEST)
 _VERSION = re.compile(r"v-([1-9][0-9]*)")
 
 

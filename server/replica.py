@@ -23,8 +23,8 @@ Refresh = Callable[[], Awaitable[None]]
 #: Replaced versions that may still be answering; each is a Chroma and a copy on disk. No newer version is
 #: taken over before one of them is done.
 MAX_LEAVING = 2
-#: Longest pause before a version that could not be taken over is tried again, in polls.
-MAX_POLLS = 32
+#: Longest pause before a version that could not be taken over is tried again: an alert counts the tries.
+MAX_PAUSE_SECONDS = 300.0
 
 
 class Copies:
@@ -93,13 +93,13 @@ class Replica:
         poll = self._parts.settings.published_poll_seconds
         handovers = self._parts.metrics.index_handovers
         while True:
-            await asyncio.sleep(poll * min(2**self._failures, MAX_POLLS))
+            await asyncio.sleep(pause_seconds(poll, self._failures))
             try:
                 if await self.look():
                     handovers.labels("ok").inc()
                 self._failures = 0
             except Exception as error:  # whatever is wrong with it, the version before goes on
-                self._failures = min(self._failures + 1, MAX_POLLS)
+                self._failures += 1
                 handovers.labels("failed").inc()
                 log.error(
                     "the published index could not be taken over; version %d goes on answering: %s",
@@ -140,6 +140,11 @@ class Replica:
                 await _check(knowledge, store)
                 if store.dimension == len(vector):
                     await knowledge.vectors.query(store.index_name, vector, 1)
+
+
+def pause_seconds(poll_seconds: float, failures: int) -> float:
+    """Until the next look: twice as long after each failure, up to MAX_PAUSE_SECONDS or one poll."""
+    return min(poll_seconds * 2.0 ** min(failures, 16), max(poll_seconds, MAX_PAUSE_SECONDS))
 
 
 async def _check(knowledge: Knowledge, store: Store) -> None:

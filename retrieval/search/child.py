@@ -94,6 +94,11 @@ class ChromaChild:
     def log_path(self) -> Path:
         return self._data_dir / "chroma.log"
 
+    @property
+    def died_log_path(self) -> Path:
+        """What the child that died last had written: the next one writes a log of its own."""
+        return self._data_dir / "chroma-died.log"
+
     async def __aenter__(self) -> Self:
         if self._lease is None:
             self._lease = await asyncio.to_thread(Lease.take, self._data_dir)
@@ -133,7 +138,13 @@ class ChromaChild:
             started = time.monotonic()
             code = await self._process.wait()
             self._endpoint = None
-            logger.warning("Chroma died (exit status %s); starting it again", code)
+            with contextlib.suppress(OSError):
+                self.log_path.replace(self.died_log_path)
+            logger.warning(
+                "Chroma died (exit status %s); starting it again; its log is %s",
+                code,
+                self.died_log_path,
+            )
             if time.monotonic() - started > HEALTHY_SECONDS:
                 delay_seconds = 0.0
             while self._endpoint is None:

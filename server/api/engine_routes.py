@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -12,10 +13,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import Caller
 from server.deps import CallerDep, ServicesDep
-from server.errors import NotFound, envelope
+from server.errors import Draining, NotFound, Overloaded, envelope
 from server.limits import BYTES_PER_TOKEN, Admission
 from server.openapi import takes
 from server.sse import unless_gone
+from server.telemetry.metrics import Metrics
 from server.wire.common import Wire
 
 #: Routes that read the model's tokenizer and nothing else.
@@ -36,8 +38,11 @@ router = APIRouter()
 class EngineResponse(Response):
     """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
 
-    def __init__(self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller) -> None:
+    def __init__(
+        self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller, metrics: Metrics
+    ) -> None:
         super().__init__()
+        self._metrics = metrics
         self._app = app
         self._request_body = body
         self._admission = admission
@@ -50,14 +55,25 @@ class EngineResponse(Response):
         inner |= {key: scope[key] for key in scope if key in PASSED}
         tokens = len(self._request_body) // BYTES_PER_TOKEN
         place = self._admission.enter(scope["path"], self._caller, tokens)
+        converted = _Converted(send)
+        outcome: str | None = "error"
         try:
             if place.state == "waiting":
                 await unless_gone(receive, place.turn())
-            await self._app(inner, self._replayed(receive), _Converted(send))
+            await self._app(inner, self._replayed(receive), converted)
+            outcome = converted.outcome
+        except (Overloaded, Draining):
+            outcome = None  # admission has counted it
+            raise
         except ClientDisconnect:
-            return  # nobody is there to be answered
+            outcome = "cancelled"  # nobody is there to be answered
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
         finally:
             place.leave()
+            if outcome is not None:
+                self._metrics.requests.labels(outcome).inc()
 
     def _replayed(self, receive: Receive) -> Receive:
         """The body that was read, then whatever comes after it (the client leaving)."""
@@ -89,6 +105,13 @@ class _Converted:
         self._send = send
         self._start: Message | None = None
         self._body = b""
+
+    @property
+    def outcome(self) -> str:
+        """As a request's: a wrong one is not our error."""
+        if self._start is None:
+            return "ok"
+        return "rejected" if self._start["status"] < 500 else "error"
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
@@ -133,7 +156,9 @@ async def forward(request: Request, services: ServicesDep, caller: CallerDep) ->
         )
     # Read here, so that a body over the limit is our 413 and not an error within the engine's app.
     body = await request.body()
-    return EngineResponse(services.engine.asgi_app, body, services.admission, caller)
+    return EngineResponse(
+        services.engine.asgi_app, body, services.admission, caller, services.metrics
+    )
 
 
 for _path, _methods in ALLOWED.items():

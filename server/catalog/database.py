@@ -37,8 +37,8 @@ _CONNECT_SECONDS = 5.0
 _STATEMENT_SECONDS = 60.0
 
 #: SQLSTATEs, or their first digits, of a server that serves nobody, or not us: connection exceptions, too many
-#: connections, a server that starts or stops, and credentials that it does not take.
-_UNAVAILABLE = ("08", "53300", "57P", "28")
+#: connections, a server that starts or stops, credentials that it does not take, and a standby asked to write.
+_UNAVAILABLE = ("08", "53300", "57P", "28", "25006")
 
 #: What hosters' URLs say to libpq, and asyncpg has no word for: dropped. Certificates and `options` (the endpoint, at
 #: some hosters) are not: without them one would trust or reach something else than was asked for.

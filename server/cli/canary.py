@@ -9,12 +9,10 @@ import argparse
 import asyncio
 import json
 import sys
-import tempfile
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from server.cli.local import LOCAL_SETTINGS, clean, open_searchable
+from server.cli.local import READING_SETTINGS, clean, open_searchable, readable
 
 if TYPE_CHECKING:
     from retrieval.types import Passage
@@ -22,7 +20,7 @@ if TYPE_CHECKING:
     from server.catalog import Store
     from server.settings import Settings
 
-SETTINGS = (*LOCAL_SETTINGS, "published_dir", "canary_file")
+SETTINGS = (*READING_SETTINGS, "canary_file")
 
 
 def add_parser(
@@ -92,7 +90,7 @@ async def _passages(settings: Settings, ref: str) -> tuple[Store, list[Passage]]
     from server.following import Following
 
     async with AsyncExitStack() as stack:
-        settings = _local(settings, stack)
+        settings = stack.enter_context(readable(settings))
         catalog = await stack.enter_async_context(await Catalog.open(settings.resolved_catalog_url))
         store = await store_to_probe(catalog, ref)
         root = settings.data_dir / "lexical"
@@ -109,25 +107,13 @@ async def _check(settings: Settings, ref: str) -> tuple[Store, Report]:
     assert settings.canary_file is not None
     questions = read_golden(settings.canary_file)
     async with AsyncExitStack() as stack:
-        settings = _local(settings, stack)
+        settings = stack.enter_context(readable(settings))
         reranker = await stack.enter_async_context(reranker_of(settings))
         opened = await stack.enter_async_context(open_searchable(settings, ref, reranker))
         # The first query of a process pays for opening models and connections: no deadline here.
         index_name = opened.store.index_name
         probe = Probe(opened.retriever, opened.lexical, index_name, settings.min_similarity, None)
         return opened.store, report_of([await probe.ask(question) for question in questions])
-
-
-def _local(settings: Settings, stack: AsyncExitStack) -> Settings:
-    """The settings, with a copy of the published index as the data directory where there is one."""
-    from server.published import BLOBS, PublishedError, take
-
-    if settings.published_dir is None:
-        return settings
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="groundwire-canary-")))
-    if take(settings.published_dir, folder / "copy", leave_out=(BLOBS,)) is None:
-        raise PublishedError(f"nothing is published in {settings.published_dir}")
-    return settings.model_copy(update={"data_dir": folder / "copy"})
 
 
 def _propose(store: Store, passages: list[Passage], count: int) -> int:

@@ -54,6 +54,9 @@ def add_parser(
         type=Path,
         help="work on a copy of DIR's current version and publish the next one there (published_dir)",
     )
+    parser.add_argument(
+        "--tenant", metavar="NAME", help="whose store (local): that of a key `NAME:…` in api_keys"
+    )
     parser.add_argument("--quiet", action="store_true", help="say nothing but which files failed")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     return parser
@@ -115,6 +118,7 @@ def _left(published: Path | None, before: int | None) -> str:
 async def _ingest(
     args: argparse.Namespace, settings: Settings, published: Path | None
 ) -> tuple[IngestReport, Publication | None]:
+    from server.catalog import LOCAL_TENANT
     from server.ingestion import IngestError, IngestJob, ingest_paths, publish_paths
 
     store = args.store or settings.default_store
@@ -126,6 +130,7 @@ async def _ingest(
         data_dir=settings.data_dir,
         catalog_url=settings.resolved_catalog_url,
         chroma=settings.chroma,
+        tenant=args.tenant or LOCAL_TENANT,
         prune=args.prune,
         chunk_tokens=settings.chunk_tokens,
         chunk_overlap_tokens=settings.chunk_overlap_tokens,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ LOCAL_SETTINGS = (
     "embedder",
     "embedder_backend",
 )
+#: The same, of commands that read an index and do not change it.
+READING_SETTINGS = (*LOCAL_SETTINGS, "published_dir")
 
 
 def clean(text: str) -> str:
@@ -46,6 +50,24 @@ async def open_embedder(settings: Settings, *, quiet: bool) -> Embedder:
             print(step, file=sys.stderr)
 
     return await to_thread.run_sync(embedding.open_embedder, settings, say)
+
+
+@contextmanager
+def readable(settings: Settings) -> Iterator[Settings]:
+    """The settings, with a copy of the published index as the data directory where there is one.
+
+    Raises PublishedError.
+    """
+    from server.published import BLOBS, PublishedError, take
+
+    if settings.published_dir is None:
+        yield settings
+        return
+    with tempfile.TemporaryDirectory(prefix="groundwire-copy-") as folder:
+        copy = Path(folder) / "copy"
+        if take(settings.published_dir, copy, leave_out=(BLOBS,)) is None:
+            raise PublishedError(f"nothing is published in {settings.published_dir}")
+        yield settings.model_copy(update={"data_dir": copy})
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,13 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     if bool(args.stores) == args.all:
         print("groundwire reindex: name the stores, or say --all", file=sys.stderr)
         return 2
+    if settings.published_dir is not None:
+        print(
+            f"groundwire reindex: the index is published in {settings.published_dir}, and versions never change: "
+            "`groundwire ingest` makes the next one, and builds again what is damaged or cut otherwise",
+            file=sys.stderr,
+        )
+        return 1
     step_back()
     try:
         reports = asyncio.run(_reindex(args, settings))

@@ -11,13 +11,15 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from server.cli.local import clean, open_searchable
+from server.cli.local import READING_SETTINGS, clean, open_searchable, readable
 
 if TYPE_CHECKING:
     from retrieval.trace import Trace
     from retrieval.types import Candidate, Retrieval
     from server.catalog import Store
     from server.settings import Settings
+
+SETTINGS = READING_SETTINGS
 
 _SNIPPET_CHARS = 240
 
@@ -45,6 +47,7 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
     from retrieval.trace import Trace
     from server.bundled import BundledModelError
     from server.catalog import CatalogError
+    from server.published import PublishedError
 
     ref: str = args.store or settings.default_store or ""
     top_k = settings.top_k if args.top_k is None else args.top_k
@@ -53,8 +56,9 @@ def run(args: argparse.Namespace, settings: Settings) -> int:
         return 1
     trace = Trace()
     try:
-        store, retrieval = asyncio.run(_search(args.question, ref, top_k, settings, trace))
-    except (BundledModelError, CatalogError, RetrievalError) as error:
+        with readable(settings) as here:
+            store, retrieval = asyncio.run(_search(args.question, ref, top_k, here, trace))
+    except (BundledModelError, CatalogError, PublishedError, RetrievalError) as error:
         print(f"groundwire search: {clean(str(error))}", file=sys.stderr)
         return 1
     hits = retrieval.candidates[:top_k]

@@ -9,11 +9,14 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from server.cli.local import clean
+from server.cli.local import READING_SETTINGS, clean, readable
 
 if TYPE_CHECKING:
     from server.catalog import Catalog, Store, StoreTotals
     from server.settings import Settings
+
+
+SETTINGS = READING_SETTINGS
 
 
 def add_parser(
@@ -31,10 +34,12 @@ def add_parser(
 def run(args: argparse.Namespace, settings: Settings) -> int:
     """Print the stores to stdout; status 1 when the catalog cannot be read."""
     from server.catalog import CatalogError
+    from server.published import PublishedError
 
     try:
-        stores = asyncio.run(_stores(settings))
-    except CatalogError as error:
+        with readable(settings) as here:
+            stores = asyncio.run(_stores(here))
+    except (CatalogError, PublishedError) as error:
         print(f"groundwire stores: {clean(str(error))}", file=sys.stderr)
         return 1
     if args.json:

@@ -95,7 +95,7 @@ class Metrics:
         self.requests = make.counter(
             "requests_total",
             "Requests by how they ended: `ok`, `error`, `rejected`, `cancelled`, `dry_run`; all are there from the "
-            "start, so that a first failure is an increase.",
+            "start, so that a first failure is an increase. The engine's own routes are counted too.",
             "outcome",
         )
         self.ttft_seconds = make.histogram(
@@ -278,7 +278,7 @@ class Metrics:
         make.elsewhere(
             "ingest_running",
             "gauge",
-            "1 while an ingest works in this data directory.",
+            "1 while an ingest, a reindex or an adoption works in this data directory.",
             lambda: {(): float(self.ingest_running)},
         )
 

@@ -75,7 +75,14 @@ def test_numbers_grow_after_a_step_back(data: Path, published: Path) -> None:
 
 
 def test_what_belongs_to_running_processes_is_not_published(data: Path, published: Path) -> None:
-    for name in ("chroma.json", ".chroma.json.7", "chroma.log", "chroma.lock", "ingest.lock"):
+    for name in (
+        "chroma.json",
+        ".chroma.json.7",
+        "chroma.log",
+        "chroma-died.log",
+        "chroma.lock",
+        "ingest.lock",
+    ):
         (data / name).touch()
     (data / "lexical/vs_1/.tantivy-writer.lock").touch()
     (data / "lexical/vs_1/.managed.json").touch()

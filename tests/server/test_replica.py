@@ -8,7 +8,7 @@ import pytest
 
 from retrieval.lexical import LexicalIndex, LexicalWriter
 from server.published import InUse, publish
-from server.replica import open_copies
+from server.replica import open_copies, pause_seconds
 from server.retriever import VersionedStamps
 from server.settings import Settings
 
@@ -85,3 +85,10 @@ def test_two_versions_never_share_what_was_remembered(tmp_path: Path) -> None:
         writer.commit()
     assert VersionedStamps(1, index).stamp("vs_1") != VersionedStamps(2, index).stamp("vs_1")
     assert VersionedStamps(1, index).stamp("vs_1") == VersionedStamps(1, index).stamp("vs_1")
+
+
+def test_the_pause_grows_with_each_failure_and_has_an_end() -> None:
+    """The alert looks back over a quarter of an hour: there must be a try within it."""
+    assert [pause_seconds(10, failures) for failures in range(4)] == [10, 20, 40, 80]
+    assert pause_seconds(10, 5000) == 300
+    assert pause_seconds(600, 0) == pause_seconds(600, 3) == 600

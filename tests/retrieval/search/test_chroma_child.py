@@ -50,10 +50,14 @@ async def test_kill_9_of_the_child_brings_it_back_with_its_rows(tmp_path: Path) 
         await store.upsert("vs_1", [row(i, [1.0, i]) for i in range(50)])
         first, endpoint = child.pid, child.endpoint
         assert first is not None
+        with child.log_path.open("a") as log:
+            log.write("its last words\n")
         os.kill(first, signal.SIGKILL)
         with anyio.fail_after(30):
             await restarted.wait()
         assert child.restarts == 1
+        assert "its last words" in child.died_log_path.read_text()
+        assert "its last words" not in child.log_path.read_text()
         assert child.pid not in (first, None)
         assert child.endpoint == endpoint  # the same port: processes that joined go on
         assert await store.count("vs_1") == 50

@@ -338,3 +338,9 @@ def test_generating_routes_of_the_engine_can_be_opened(bench: Bench) -> None:
         response = running.client.post("/v1/messages", json={})
         assert response.status_code == 404  # open, and the scripted engine has none
         assert "expose_engine_routes" not in error_of(response)["message"]
+        assert running.client.get("/version").status_code == 200
+        counted = {
+            outcome: running.metric("requests_total", outcome=outcome)
+            for outcome in ("ok", "rejected", "error")
+        }
+        assert counted == {"ok": 1, "rejected": 1, "error": 0}

@@ -91,6 +91,20 @@ async def test_a_database_that_lets_us_in_no_more(
         assert await catalog.find_store("local", "docs") == store
 
 
+async def test_a_standby_is_read_and_not_written(postgres: Postgres, shared: str) -> None:
+    """What a failover leaves behind for a while: the address of a database that takes no writes."""
+    name = shared.rpartition("/")[2]
+    async with await Catalog.open(shared) as catalog:
+        store = await catalog.create_store("local", "docs")
+        postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        postgres.execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"
+        )
+        with pytest.raises(CatalogUnavailable, match="SQLSTATE 25006"):
+            await catalog.bump_version(store.id)
+        assert await catalog.find_store("local", "docs") == store
+
+
 async def test_one_ingests_at_a_time(shared: str) -> None:
     heard: list[str] = []
     async with await Catalog.open(shared) as one, await Catalog.open(shared) as other:

@@ -94,6 +94,44 @@ def test_ingest_then_search(
     assert store["id"] in capsys.readouterr().out
 
 
+def test_a_published_index_is_read_as_it_is_and_not_rebuilt(
+    settings: Settings, docs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = settings.model_copy(update={"published_dir": tmp_path / "published"})
+    assert run(published, "stores") == 1
+    assert "nothing is published in" in capsys.readouterr().err
+
+    assert run(published, "ingest", str(docs), "--store", "animals", "--json") == 0
+    assert said(capsys)["published_version"] == 1
+    assert run(published, "stores", "--json") == 0
+    (store,) = said(capsys)
+    assert (store["name"], store["files"]) == ("animals", 2)
+    assert run(published, "search", "Which zebra died out?", "--store", "animals", "--json") == 0
+    assert said(capsys)["hits"][0]["filename"] == "zebra.md"
+
+    assert run(published, "reindex", "--all") == 1
+    assert (
+        "versions never change: `groundwire ingest` makes the next one" in capsys.readouterr().err
+    )
+    assert [path.name for path in settings.data_dir.iterdir()] == []
+
+
+def test_a_tenant_s_store_is_its_own(
+    settings: Settings, docs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = ("ingest", str(docs), "--store", "animals", "--json")
+    theirs = (*ours, "--tenant", "acme")
+    assert run(settings, *ours) == 0
+    local = said(capsys)["store_id"]
+    assert run(settings, *theirs) == 0
+    acme = said(capsys)
+    assert acme["added"] == 2
+    assert acme["store_id"] != local
+    assert run(settings, "stores", "--json") == 0
+    assert [store["id"] for store in said(capsys)] == [local]
+    assert run(settings, "reindex", acme["store_id"], "--tenant", "acme", "--quiet") == 0
+
+
 def test_a_file_that_cannot_be_read_is_named_and_gives_status_1(
     settings: Settings, docs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
