@@ -248,6 +248,15 @@ def test_a_hit_is_not_refused(served: Running) -> None:
     )
 
 
+def test_a_score_that_was_shown_is_a_threshold_that_the_passage_passes(shared: Running) -> None:
+    shown = shared.ask().json()["rag"]["search_results"][0]["data"]
+    assert len(shown) == 4
+    for number, result in enumerate(shown, start=1):
+        options = {"score_threshold": result["score"]}
+        rag = shared.ask(rag={"ranking_options": options}).json()["rag"]
+        assert len(rag["search_results"][0]["data"]) >= number
+
+
 # --- shapes -----------------------------------------------------------------------------------------
 
 
