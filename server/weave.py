@@ -80,15 +80,20 @@ def weave(
     return answer
 
 
-def refusal(text: str, *, chat: bool, completion_id: str, created: int, model: str) -> bytes:
-    """The completion that stands in for the engine's where `on_empty: refuse` found nothing."""
+def refusal(
+    text: str, *, chat: bool, completion_id: str, created: int, model: str, choices: int
+) -> bytes:
+    """The completion that stands in for the engine's where `on_empty: refuse` has no sources."""
     message = {"role": "assistant", "content": text, "refusal": None}
     said = {"message": message} if chat else {"text": text}
-    choice = {"index": 0, **said, "logprobs": None, "finish_reason": "stop"}
+    each = [
+        {"index": index, **said, "logprobs": None, "finish_reason": "stop"}
+        for index in range(choices)
+    ]
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     kind = "chat.completion" if chat else "text_completion"
     return orjson.dumps(
-        {**head(completion_id, created, model, kind), "choices": [choice], "usage": usage}
+        {**head(completion_id, created, model, kind), "choices": each, "usage": usage}
     )
 
 

@@ -461,11 +461,13 @@ def test_an_error_event_is_not_touched() -> None:
 
 def test_a_refusal_is_a_completion() -> None:
     made = json.loads(
-        weave.refusal("No.", chat=True, completion_id=ID, created=7, model="gpt-4o-mini")
+        weave.refusal("No.", chat=True, completion_id=ID, created=7, model="m", choices=2)
     )
     assert made["object"] == "chat.completion"
-    assert made["choices"][0]["message"]["content"] == "No."
-    assert made["choices"][0]["finish_reason"] == "stop"
+    assert [choice["index"] for choice in made["choices"]] == [0, 1]
+    for choice in made["choices"]:
+        assert choice["message"]["content"] == "No."
+        assert choice["finish_reason"] == "stop"
 
 
 CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m",'
