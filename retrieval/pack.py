@@ -29,7 +29,7 @@ def pack(
     spent = frame_tokens
     for candidate in candidates:
         text = candidate.passage.text
-        if candidate.score < score_threshold:
+        if candidate.shown_score < score_threshold:
             dropped.append(Drop(candidate, "below_threshold"))
         elif text in texts:
             dropped.append(Drop(candidate, "duplicate"))

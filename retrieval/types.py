@@ -68,6 +68,11 @@ class Candidate:
     scores: Mapping[str, float] = field(default_factory=dict)
     ranks: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def shown_score(self) -> float:
+        """The score as clients see it, and therefore what a threshold of theirs is compared with."""
+        return round(self.score, 6)
+
 
 @dataclass(frozen=True, slots=True)
 class WeightedText:

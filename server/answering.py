@@ -30,8 +30,9 @@ from server.weave_text import TextWeaver, weave_text
 
 log = logging.getLogger(__name__)
 
-#: What is said where `on_empty: refuse` finds nothing to answer from.
+#: What is said where `on_empty: refuse` finds nothing to answer from, and where it could not look.
 REFUSAL = "The documents hold nothing about this."
+UNSEARCHED = "The documents cannot be searched at the moment."
 
 
 class Answering:
@@ -98,7 +99,7 @@ class Answering:
             "completion_id": prepared.completion_id,
             "created": int(time.time()),
             "model": prepared.plan.model,
-            "choices": 1 if prepared.refuses else choices_of(prepared.body),
+            "choices": choices_of(prepared.body),
         }
         weaver = (
             weave.Weaver(prepared.receipt, **head)
@@ -275,21 +276,27 @@ async def _count(engine: Engine, body: Body) -> int:
     return await engine.count_tokens(body)
 
 
+def _refusal_text(prepared: Prepared) -> str:
+    return UNSEARCHED if prepared.receipt.status == "degraded" else REFUSAL
+
+
 def _refusal(prepared: Prepared) -> bytes:
     return weave.refusal(
-        REFUSAL,
+        _refusal_text(prepared),
         chat=is_chat(prepared.body),
         completion_id=prepared.completion_id,
         created=int(time.time()),
         model=prepared.plan.model,
+        choices=choices_of(prepared.body),
     )
 
 
 async def _refusal_events(prepared: Prepared) -> AsyncGenerator[bytes, None]:
     head = {"id": prepared.completion_id, "object": "chat.completion.chunk"}
-    said = {"delta": {"content": REFUSAL}} if is_chat(prepared.body) else {"text": REFUSAL}
-    choice = {"index": 0, **said, "finish_reason": "stop"}
-    yield weave.event({**head, "choices": [choice]})
+    text = _refusal_text(prepared)
+    said = {"delta": {"content": text}} if is_chat(prepared.body) else {"text": text}
+    for index in range(choices_of(prepared.body)):
+        yield weave.event({**head, "choices": [{"index": index, **said, "finish_reason": "stop"}]})
     if (prepared.body.get("stream_options") or {}).get("include_usage"):
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         yield weave.event({**head, "choices": [], "usage": usage})

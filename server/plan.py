@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -31,8 +32,6 @@ NO_STORE = "none"
 TEXT_ANSWER_TOKENS = 16
 #: Prompts of one text completion that can be grounded: each costs a retrieval of its own.
 MAX_GROUNDED_PROMPTS = 32
-#: What OpenAI's answers carry and clients send back in the next turn, though no template reads it.
-ECHOED = ("annotations", "refusal", "audio", "function_call", "tool_calls")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +157,7 @@ def plan(
     `headers` must be lower-cased. Raises BadRequest naming the field, ModelNotFound.
     """
     name = request.model or models.chat[0]
-    engine_model, alias_store = _split_model(name, models)
+    engine_model, alias_store = split_model(name, models)
     rag = request.rag or RagOptions()
     _refuse_unbuilt(rag)
     _refuse_many_choices(request, defaults.max_choices)
@@ -311,15 +310,16 @@ def engine_body(body: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
 
 
 def _engine_message(message: Mapping[str, Any]) -> Mapping[str, Any]:
-    """One message without what only clients echo back (`annotations`, nulls); `developer` is `system`."""
+    """One message without nulls and the `annotations` that clients send back; `developer` is `system`."""
     if message.get("role") == "developer":
         message = {**message, "role": "system"}
-    echoed = [
-        key for key in ECHOED if key in message and (key == "annotations" or message[key] is None)
-    ]
-    return (
-        {key: value for key, value in message.items() if key not in echoed} if echoed else message
-    )
+    # `content` is no optional field: beside tool calls null is its value, elsewhere the engine's to refuse.
+    kept = {
+        key: value
+        for key, value in message.items()
+        if key == "content" or not (value is None or key == "annotations")
+    }
+    return kept if len(kept) < len(message) else message
 
 
 def refuse_remote_media(messages: Sequence[Message], domains: Sequence[str]) -> None:
@@ -359,10 +359,11 @@ def _host(url: str) -> str:
         return ""
 
 
-def _split_model(name: str, models: Models) -> tuple[str, str | None]:
+def split_model(name: str, models: Models) -> tuple[str, str | None]:
     """(engine's model, store of the alias). Exact names first, then the last `@` splits, then patterns.
 
-    A pattern comes last because it may swallow the store: `gpt-*` matches `gpt-4o-mini@docs` whole.
+    A pattern comes last because it may swallow the store: `gpt-*` matches `gpt-4o-mini@docs` whole. Raises
+    ModelNotFound, and BadRequest for a name that cannot generate.
     """
     resolved, store = models.exact(name), None
     if resolved is None and "@" in name:
@@ -459,13 +460,16 @@ def _choose_stores(
     named = [ref.strip() for ref in headers.get("x-rag-vector-store", "").split(",")]
     if refs := tuple(dict.fromkeys(ref for ref in named if ref)):
         return refs, "X-RAG-Vector-Store"
+    # Whoever says no more than on is above an alias that says off, but leaves the choice to one that names a store.
+    on = rag.enabled or switch == "on"
     if alias_store == NO_STORE:
-        return (), "model"
-    if alias_store is not None:
+        if not on:
+            return (), "model"
+    elif alias_store is not None:
         return (alias_store,), "model"
     if default_store is not None:
         return (default_store,), None
-    if rag.enabled or switch == "on":
+    if on:
         raise BadRequest(
             "no store to search: name one in rag.vector_store_ids, or set default_store",
             param="rag.vector_store_ids",
@@ -483,9 +487,10 @@ def _top_k(
     header = headers.get("x-rag-top-k", "").strip()
     if not header:
         return default
-    if not header.isascii() or not header.isdigit() or not 1 <= int(header[:6]) <= 50:
+    top_k = int(header) if re.fullmatch("[0-9]{1,2}", header) else 0
+    if not 1 <= top_k <= 50:
         raise BadRequest("the header X-RAG-Top-K takes a number from 1 to 50", param="X-RAG-Top-K")
-    return int(header)
+    return top_k
 
 
 def _answer_tokens(request: ChatRequest, reserve: int) -> int:

@@ -58,7 +58,7 @@ class Prepared:
 
     @property
     def refuses(self) -> bool:
-        """Whether it is answered without an engine: nothing was found, and the client wants no answer then."""
+        """Whether it is answered without an engine: there are no sources, and the client wants no answer then."""
         return self.plan.on_empty == "refuse" and self.receipt.status in ("miss", "degraded")
 
     @property

@@ -227,11 +227,6 @@ def search_page(
     }
 
 
-def shown_score(candidate: Candidate) -> float:
-    """The score as clients see it, and therefore what a threshold of theirs is compared with."""
-    return round(candidate.score, 6)
-
-
 def search_result(candidate: Candidate, *, include_text: bool) -> dict[str, Any]:
     """One row of OpenAI's page of search results."""
     passage = candidate.passage
@@ -239,7 +234,7 @@ def search_result(candidate: Candidate, *, include_text: bool) -> dict[str, Any]
     return {
         "file_id": passage.file_id,
         "filename": passage.filename,
-        "score": shown_score(candidate),
+        "score": candidate.shown_score,
         "attributes": attributes,
         "content": [{"type": "text", "text": passage.text}] if include_text else [],
     }

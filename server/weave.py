@@ -39,7 +39,13 @@ def error_event(raw: bytes) -> bytes:
 def has_token(raw: bytes) -> bool:
     """Whether an event of the engine's brings something that it generated; not for errors."""
     # For each token, so without parsing. Quotes within a text are escaped: no text looks like one of these.
-    return not (b'"role"' in raw or b'"choices":[]' in raw or b'"delta":{}' in raw or raw == DONE)
+    if b'"choices":[]' in raw or b'"delta":{}' in raw or raw == DONE:
+        return False
+    if b'"role"' not in raw:
+        return True
+    # Once a choice, but some servers say it with each token, and a list of tokens may hold the word.
+    choices = orjson.loads(raw.removeprefix(DATA))["choices"]
+    return any("delta" not in choice or _without_role(choice["delta"]) for choice in choices)
 
 
 def is_refusal(raw: bytes) -> bool:
@@ -64,27 +70,30 @@ def weave(
     cited = False
     for choice in answer["choices"]:
         message = choice["message"]
-        message["annotations"] = []
-        if _is_tool_call(message.get("tool_calls"), choice.get("finish_reason")):
-            continue
         text = message.get("content") or ""
-        message["annotations"], choice_cited = receipts.annotate(receipt, text)
+        is_call = _is_tool_call(message.get("tool_calls"), choice.get("finish_reason"))
+        message["annotations"], choice_cited, tail = _sources(receipt, text, is_call=is_call)
         cited = cited or choice_cited
-        if tail := receipts.footer(receipt, text):
+        if tail:
             message["content"] = text + tail
     answer["rag"] = receipts.rag_field(receipt, timings_ms, cited=cited)
     return answer
 
 
-def refusal(text: str, *, chat: bool, completion_id: str, created: int, model: str) -> bytes:
-    """The completion that stands in for the engine's where `on_empty: refuse` found nothing."""
+def refusal(
+    text: str, *, chat: bool, completion_id: str, created: int, model: str, choices: int
+) -> bytes:
+    """The completion that stands in for the engine's where `on_empty: refuse` has no sources."""
     message = {"role": "assistant", "content": text, "refusal": None}
     said = {"message": message} if chat else {"text": text}
-    choice = {"index": 0, **said, "logprobs": None, "finish_reason": "stop"}
+    each = [
+        {"index": index, **said, "logprobs": None, "finish_reason": "stop"}
+        for index in range(choices)
+    ]
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
     kind = "chat.completion" if chat else "text_completion"
     return orjson.dumps(
-        {**head(completion_id, created, model, kind), "choices": [choice], "usage": usage}
+        {**head(completion_id, created, model, kind), "choices": each, "usage": usage}
     )
 
 
@@ -93,8 +102,31 @@ def head(completion_id: str, created: int, model: str, kind: str) -> dict[str, A
 
 
 def _is_tool_call(tool_calls: Any, finish_reason: Any) -> bool:
-    """A tool call is no text: there is nothing in it to annotate."""
     return bool(tool_calls) or finish_reason == "tool_calls"
+
+
+def _sources(
+    receipt: Receipt, text: str, *, is_call: bool
+) -> tuple[list[dict[str, Any]], bool, str]:
+    """A choice's annotations, whether its text cites, and its footer; a tool call alone is no text to annotate."""
+    if is_call and not text.strip():
+        return [], False, ""
+    found, cited = receipts.annotate(receipt, text)
+    # A call is not the answer's end, where the footer belongs; in a stream it would come behind the call.
+    return found, cited, "" if is_call else receipts.footer(receipt, text)
+
+
+def _has_tokens(choice: Mapping[str, Any]) -> bool:
+    """Whether a chunk's choice tells of tokens beside its delta, which may have no text."""
+    return bool(choice.get("logprobs") or choice.get("token_ids"))
+
+
+def _without_role(delta: Mapping[str, Any]) -> dict[str, Any]:
+    """A delta without its role and the empty content that may come with it; empty where nothing else is said."""
+    rest = {
+        key: value for key, value in delta.items() if key != "role" and (value or key != "content")
+    }
+    return rest if any(rest.values()) else {}
 
 
 class Renamer:
@@ -121,7 +153,7 @@ class Weaver:
     """A grounded stream: opens with the sources, ends each choice with its annotations.
 
     Feed it the engine's events in order. It sends what WIRE section 5 says: role chunks first (the engine's
-    own, which come after the prefill, are swallowed), content, annotations, finish, usage, `[DONE]`.
+    own role, which comes after the prefill, is taken out), content, annotations, finish, usage, `[DONE]`.
     Chunks that need no change keep the engine's bytes behind a new head.
     """
 
@@ -167,22 +199,25 @@ class Weaver:
             self._texts[index].append(content)
         if delta.get("tool_calls"):
             self._tool_calls[index] = True
+        if "role" in delta:  # the opening has said it
+            choice, raw = {**choice, "delta": _without_role(delta)}, b""
+            chunk = {**chunk, "choices": [choice]}
         if choice.get("finish_reason") is not None:
             return self._finish(chunk, choice)
-        if "role" in delta and not content:
-            return self._swallowed(chunk, choice)
+        if "role" in delta and not choice["delta"]:
+            return self._beside_role(chunk, choice)
         if raw.startswith(b'data: {"id":') and (cut := raw.find(HEAD_END, 0, 512)) > 0:
             return self._head_bytes + raw[cut + len(HEAD_END) :]
         return event({**chunk, **self._head})
 
-    def _swallowed(self, chunk: dict[str, Any], choice: dict[str, Any]) -> bytes:
-        """The engine's role chunk was sent already; what else it carries (prompt token ids) was not."""
+    def _beside_role(self, chunk: dict[str, Any], choice: dict[str, Any]) -> bytes:
+        """A role chunk that says nothing else, where it carries something beside its delta (prompt token ids)."""
         extra = {
             key: value
             for key, value in chunk.items()
             if key not in (*self._head, "choices") and value is not None
         }
-        if not extra:
+        if not extra and not _has_tokens(choice):
             return b""
         return event({**self._head, **extra, "choices": [{**choice, "delta": {"content": ""}}]})
 
@@ -190,8 +225,7 @@ class Weaver:
         """The last chunk in three: what is left of the content, the annotations, the bare finish."""
         index, finish_reason = choice["index"], choice["finish_reason"]
         out = b""
-        carried = choice.get("logprobs") or choice.get("token_ids")
-        if carried or any(value for key, value in choice["delta"].items() if key != "role"):
+        if _has_tokens(choice) or any(choice["delta"].values()):
             body = {key: value for key, value in choice.items() if key != "stop_reason"}
             out += event({**chunk, **self._head, "choices": [{**body, "finish_reason": None}]})
         out += self._annotations(index, finish_reason)
@@ -201,13 +235,10 @@ class Weaver:
         return out + event({**chunk, **self._head, "choices": [last]})
 
     def _annotations(self, index: int, finish_reason: str) -> bytes:
-        if _is_tool_call(self._tool_calls[index], finish_reason):
-            return b""
         text = "".join(self._texts[index])
-        out = b""
-        found, _ = receipts.annotate(self._receipt, text)
-        if tail := receipts.footer(self._receipt, text):
-            out += self._chunk(index, {"content": tail})
+        is_call = _is_tool_call(self._tool_calls[index], finish_reason)
+        found, _, tail = _sources(self._receipt, text, is_call=is_call)
+        out = self._chunk(index, {"content": tail}) if tail else b""
         if not found:
             return out
         # Distinct indexes: openai-python merges equal ones, and raises at a second list without any.

@@ -16,6 +16,7 @@ from server.deps import CallerDep, ServicesDep
 from server.errors import Draining, NotFound, Overloaded, envelope
 from server.limits import BYTES_PER_TOKEN, Admission
 from server.openapi import takes
+from server.plan import Models, split_model
 from server.sse import unless_gone
 from server.telemetry.metrics import Metrics
 from server.wire.common import Wire
@@ -30,13 +31,13 @@ GENERATING = (
     "/v1/chat/completions/batch",
 )
 #: Headers that are between the client and us.
-PRIVATE = (b"authorization", b"cookie", b"x-request-id")
+PRIVATE = (b"authorization", b"cookie", b"x-request-id", b"content-length")
 
 router = APIRouter()
 
 
 class EngineResponse(Response):
-    """Hands the request to the engine's app, as it came; only its errors are put in OpenAI's envelope."""
+    """Hands the request to the engine's app; only its errors are put in OpenAI's envelope."""
 
     def __init__(
         self, app: ASGIApp, body: bytes, admission: Admission, caller: Caller, metrics: Metrics
@@ -148,7 +149,10 @@ def _read_error(body: bytes) -> tuple[str, str | None]:
 
 
 async def forward(request: Request, services: ServicesDep, caller: CallerDep) -> Response:
-    """One of the engine's routes. Raises NotFound for a generating one that is not exposed."""
+    """One of the engine's routes, by the model names that a chat may use where it only reads the tokenizer.
+
+    Raises NotFound for a generating one that is not exposed, ModelNotFound, BadRequest.
+    """
     path = request.url.path
     if path in GENERATING and not services.settings.expose_engine_routes:
         raise NotFound(
@@ -156,9 +160,24 @@ async def forward(request: Request, services: ServicesDep, caller: CallerDep) ->
         )
     # Read here, so that a body over the limit is our 413 and not an error within the engine's app.
     body = await request.body()
+    if path in ALLOWED:
+        body = _renamed(body, services.models)
     return EngineResponse(
         services.engine.asgi_app, body, services.admission, caller, services.metrics
     )
+
+
+def _renamed(body: bytes, models: Models) -> bytes:
+    """The body with the engine's own name of its model; what names none is the engine's to read or refuse."""
+    try:
+        asked: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        return body
+    name = asked.get("model") if isinstance(asked, dict) else None
+    if not isinstance(name, str) or not name:
+        return body
+    engine_model, _ = split_model(name, models)
+    return body if engine_model == name else json.dumps({**asked, "model": engine_model}).encode()
 
 
 for _path, _methods in ALLOWED.items():

@@ -57,9 +57,10 @@ async def _cards(
     stores = await knowledge.catalog.list_stores(tenant)
     names = Counter(store.name for store in stores)
     for store in stores:
-        # A name that two stores share, or that means "no retrieval", leaves only the id to call it by.
+        # A name that two stores share, that means "no retrieval", or that would be split at its own `@`, leaves
+        # only the id to call it by.
         alone = store.name and names[store.name] == 1 and store.name != NO_STORE
-        ref = store.name if alone else store.id
+        ref = store.name if alone and "@" not in store.name else store.id
         for model in chat:
             name = f"{model}@{ref}"
             cards[name] = _card(name, store.created_at, "groundwire", parent=model)

@@ -77,7 +77,7 @@ async def _search(
     )
     services.metrics.observe_search(retrieval.best_similarity, retrieval.candidates)
     threshold = ranking.score_threshold or 0.0
-    good = [one for one in retrieval.candidates if receipts.shown_score(one) >= threshold]
+    good = [one for one in retrieval.candidates if one.shown_score >= threshold]
     return receipts.search_page(asked.query, good[: asked.max_num_results], include_text=True)
 
 

@@ -272,6 +272,8 @@ class ScriptedEngine:
     async def _tokenize(self, request: Request) -> Response:
         try:
             body = orjson.loads(await request.body())
+            if body.get("model") not in (None, self.script.model):
+                return _no_such_model(body["model"])
             found = TOKEN.findall(body["prompt"]) if "prompt" in body else _prompt(body)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             message = f"prompt must be a string, or messages a list: {error}"
@@ -287,6 +289,12 @@ class ScriptedEngine:
             "error": {"message": "the scripted engine cannot detokenize", "type": "x", "code": 501}
         }
         return JSONResponse(body, status_code=501)
+
+
+def _no_such_model(name: Any) -> Response:
+    message = f"The model `{name}` does not exist."
+    error = {"message": message, "type": "NotFoundError", "param": "model", "code": 404}
+    return JSONResponse({"error": error}, status_code=404)
 
 
 def _usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

@@ -81,6 +81,13 @@ def test_the_threshold_is_inclusive() -> None:
     assert (chunks(context), reasons(context)) == ([0], [(1, "below_threshold")])
 
 
+def test_the_threshold_is_compared_with_the_score_that_is_shown() -> None:
+    each = candidate(0, 61 / 63)
+    assert each.score < each.shown_score
+    assert chunks(packed([each], [5], score_threshold=each.shown_score)) == [0]
+    assert chunks(packed([each], [5], score_threshold=each.shown_score + 1e-6)) == []
+
+
 def test_no_budget() -> None:
     for budget in (0, -500):
         context = packed([candidate(0)], [1], budget_tokens=budget)

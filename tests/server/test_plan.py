@@ -83,6 +83,9 @@ def test_the_highest_way_in_wins(first: int) -> None:
         ({"headers": {"x-rag": " OFF ", "x-rag-vector-store": "c"}}, "X-RAG"),
         ({"model": "scripted@none"}, "model"),
         ({"model": "gpt-4o-mini@none"}, "model"),
+        ({"rag": {"enabled": False}, "model": "scripted@d"}, "rag.enabled"),
+        ({"rag": {"enabled": False}, "headers": {"x-rag": "on"}}, "rag.enabled"),
+        ({"headers": {"x-rag": "off"}, "model": "scripted@d"}, "X-RAG"),
     ],
 )
 def test_retrieval_can_be_switched_off(fields: dict[str, Any], field: str) -> None:
@@ -97,6 +100,9 @@ def test_retrieval_can_be_switched_off(fields: dict[str, Any], field: str) -> No
         ({"tools": [file_search("a")], "rag": {"enabled": False}}, ("a",)),
         ({"rag": {"vector_store_ids": ["b"]}, "headers": {"x-rag": "off"}}, ("b",)),
         ({"rag": {"enabled": True}, "headers": {"x-rag": "off"}}, ("docs",)),
+        ({"rag": {"enabled": True}, "model": "gpt-4o-mini@none"}, ("docs",)),
+        ({"headers": {"x-rag": "on"}, "model": "scripted@none"}, ("docs",)),
+        ({"rag": {"enabled": True}, "model": "scripted@d"}, ("d",)),
         ({"headers": {"x-rag-vector-store": "c"}, "model": "scripted@none"}, ("c",)),
         ({"headers": {"x-rag-vector-store": " c , d ,, c"}}, ("c", "d")),
         ({"rag": {"vector_store_ids": ["b", "e", "b"]}}, ("b", "e")),
@@ -112,10 +118,11 @@ def test_without_any_store_nothing_is_searched() -> None:
     assert not planned(defaults=NO_DEFAULT).searches
 
 
+@pytest.mark.parametrize("model", ["scripted", "scripted@none"])
 @pytest.mark.parametrize("fields", [{"rag": {"enabled": True}}, {"headers": {"x-rag": "on"}}])
-def test_on_without_any_store_is_refused(fields: dict[str, Any]) -> None:
+def test_on_without_any_store_is_refused(fields: dict[str, Any], model: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        planned(defaults=NO_DEFAULT, **fields)
+        planned(defaults=NO_DEFAULT, model=model, **fields)
     assert caught.value.param == "rag.vector_store_ids"
 
 
@@ -213,6 +220,7 @@ def test_what_is_not_built_says_so(fields: dict[str, Any], param: str) -> None:
         ({"headers": {"x-rag-top-k": "-1"}}, "X-RAG-Top-K"),
         ({"headers": {"x-rag-top-k": "²"}}, "X-RAG-Top-K"),
         ({"headers": {"x-rag-top-k": "9" * 5000}}, "X-RAG-Top-K"),
+        ({"headers": {"x-rag-top-k": "0000019999"}}, "X-RAG-Top-K"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
@@ -418,6 +426,19 @@ def test_what_clients_echo_is_taken_off() -> None:
     assert body["messages"][0] is USER
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        USER,
+        {"role": "tool", "tool_call_id": "1", "content": "42"},
+        {"role": "assistant", "content": "x"},
+    ],
+)
+def test_null_in_a_message_means_absent(message: dict[str, Any]) -> None:
+    nulls = dict.fromkeys(("name", "tool_calls", "reasoning_content", "anything"))
+    assert sent(messages=[USER, {**message, **nulls}])["messages"] == [USER, message]
+
+
 def test_tool_calls_stay() -> None:
     assert sent(messages=[USER, CALL, RESULT])["messages"] == [USER, CALL, RESULT]
 
@@ -521,6 +542,7 @@ def planned_text(
         ({"rag": {"vector_store_ids": ["b"]}, "model": "scripted@d"}, ("b",), "rag.vector_store_ids"),
         ({"model": "scripted@d", "headers": {"x-rag": "off"}}, (), "X-RAG"),
         ({"rag": {}, "headers": {"x-rag": "off"}}, ("docs",), None),
+        ({"rag": {}, "model": "scripted@none"}, ("docs",), None),
         (
             {"model": "scripted@d", "headers": {"x-rag-vector-store": "c"}},
             ("c",),

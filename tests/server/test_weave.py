@@ -65,7 +65,7 @@ def kind(payload: dict[str, Any]) -> str:
     if choice["finish_reason"] is not None:
         assert delta == {}, "no content in the finish chunk"
         return f"finish{choice['index']}"
-    for name in ("role", "annotations", "tool_calls", "content"):
+    for name in ("role", "annotations", "tool_calls", "reasoning", "content"):
         if name in delta:
             return f"{name}{choice['index']}"
     raise AssertionError(payload)
@@ -191,6 +191,64 @@ def test_tool_calls_are_passed_on_and_not_annotated() -> None:
     assert payloads[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 
+CALL = [
+    {"index": 0, "id": "call_1", "type": "function", "function": {"name": "f", "arguments": ""}}
+]
+
+
+def test_a_call_that_begins_in_the_role_chunk() -> None:
+    """As OpenAI's streams begin one."""
+    events = [
+        chunk({"role": "assistant", "content": None, "tool_calls": CALL, "refusal": None}),
+        chunk({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]}),
+        chunk({}, finish="tool_calls"),
+    ]
+    _, payloads = run(events)
+    assert kinds(payloads) == ["role0", "tool_calls0", "tool_calls0", "finish0"]
+    assert payloads[1]["choices"][0]["delta"] == {"tool_calls": CALL, "refusal": None}
+
+
+def test_a_role_in_every_chunk_is_said_once() -> None:
+    """As Ollama's streams say it."""
+    deltas: list[dict[str, Any]] = [
+        {"content": "", "reasoning": "hm"},
+        {"content": "Yes"},
+        {"content": " [1]"},
+        {"content": "", "tool_calls": CALL},
+    ]
+    events = [chunk({"role": "assistant", **delta}) for delta in deltas]
+    last = chunk({"role": "assistant", "content": ""}, finish="tool_calls")
+    _, payloads = run([*events, last])
+    assert kinds(payloads) == [
+        *("role0", "reasoning0", "content0", "content0", "tool_calls0", "annotations0", "finish0")
+    ]
+    assert [payload["choices"][0]["delta"] for payload in payloads[1:5]] == [
+        *({"reasoning": "hm"}, {"content": "Yes"}, {"content": " [1]"}, {"tool_calls": CALL})
+    ]
+
+
+def test_a_last_chunk_with_a_role_is_said_without_it() -> None:
+    _, payloads = run([chunk({"role": "assistant", "content": "a [1]"}, finish="stop")])
+    assert kinds(payloads) == ["role0", "content0", "annotations0", "finish0"]
+    assert payloads[1]["choices"][0]["delta"] == {"content": "a [1]"}
+
+
+@pytest.mark.parametrize("finish", ["tool_calls", "stop"])
+def test_a_text_beside_a_call_is_annotated_and_has_no_footer(finish: str) -> None:
+    events = [ROLE, chunk({"content": "By [1] I look."}), chunk({"tool_calls": CALL})]
+    _, payloads = run([*events, chunk({}, finish=finish)], receipt(footer=True))
+    assert kinds(payloads) == ["role0", "content0", "tool_calls0", "annotations0", "finish0"]
+    (found,) = payloads[-2]["choices"][0]["delta"]["annotations"]
+    assert (found["url_citation"]["start_index"], found["url_citation"]["title"]) == (3, "f1.md")
+
+
+def test_white_space_beside_a_call_is_no_text() -> None:
+    _, payloads = run(
+        [ROLE, chunk({"content": "\n\n"}), chunk({"tool_calls": CALL}, finish="stop")]
+    )
+    assert kinds(payloads) == ["role0", "content0", "tool_calls0", "finish0"]
+
+
 def test_a_forced_call_that_ends_with_stop_is_not_annotated() -> None:
     call = [{"index": 0, "function": {"arguments": "{}"}}]
     _, payloads = run(
@@ -254,6 +312,12 @@ def test_what_a_role_chunk_carries_beside_the_role_is_kept() -> None:
     _, payloads = run(events)
     assert payloads[1]["prompt_token_ids"] == [1, 2]
     assert payloads[1]["choices"][0]["delta"] == {"content": ""}
+
+
+def test_logprobs_beside_a_role_are_kept() -> None:
+    logprobs = {"content": [{"token": "<think>"}]}
+    _, payloads = run([chunk({"role": "assistant", "content": ""}, choice={"logprobs": logprobs})])
+    assert payloads[1]["choices"][0]["logprobs"] == logprobs
 
 
 def test_a_role_chunk_with_content_is_not_lost() -> None:
@@ -353,6 +417,16 @@ def test_a_whole_tool_call() -> None:
     assert (message["annotations"], message["content"]) == ([], None)
 
 
+def test_a_whole_text_beside_a_call() -> None:
+    body = whole("By [1] I look it up.", "I look it up.", tool_calls=[{"id": "c"}])
+    answer = woven(body, receipt(footer=True))
+    cites, cites_none = (choice["message"] for choice in answer["choices"])
+    assert [a["url_citation"]["start_index"] for a in cites["annotations"]] == [3]
+    assert [a["url_citation"]["start_index"] for a in cites_none["annotations"]] == [13, 13]
+    assert (cites["content"], cites_none["content"]) == ("By [1] I look it up.", "I look it up.")
+    assert answer["rag"]["cited"] is True
+
+
 def test_a_whole_answer_with_a_footer() -> None:
     message = woven(whole("Yes [1]."), receipt(footer=True))["choices"][0]["message"]
     assert message["content"].startswith("Yes [1].\n\nSources:\n[1] f1.md")
@@ -387,11 +461,13 @@ def test_an_error_event_is_not_touched() -> None:
 
 def test_a_refusal_is_a_completion() -> None:
     made = json.loads(
-        weave.refusal("No.", chat=True, completion_id=ID, created=7, model="gpt-4o-mini")
+        weave.refusal("No.", chat=True, completion_id=ID, created=7, model="m", choices=2)
     )
     assert made["object"] == "chat.completion"
-    assert made["choices"][0]["message"]["content"] == "No."
-    assert made["choices"][0]["finish_reason"] == "stop"
+    assert [choice["index"] for choice in made["choices"]] == [0, 1]
+    for choice in made["choices"]:
+        assert choice["message"]["content"] == "No."
+        assert choice["finish_reason"] == "stop"
 
 
 CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"m",'
@@ -408,6 +484,10 @@ CHUNK = b'data: {"id":"x","object":"chat.completion.chunk","created":1,"model":"
         (b'"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}', False),
         (b'"choices":[],"usage":{"prompt_tokens":1}}', False),
         (b'"choices":[{"index":0,"text":" word"}]}', True),
+        (b'"choices":[{"index":0,"delta":{"role":"assistant","content":" word"}}]}', True),
+        (b'"choices":[{"index":0,"delta":{"role":"assistant","content":"","reasoning":"hm"}}]}', True),
+        (b'"choices":[{"index":0,"delta":{"role":"assistant","content":null,"refusal":null}}]}', False),
+        (b'"choices":[{"index":0,"text":"role","logprobs":{"tokens":["role"]}}]}', True),
     ],
 )  # fmt: skip
 def test_which_events_hold_a_token(rest: bytes, holds: bool) -> None:

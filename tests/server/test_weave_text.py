@@ -125,6 +125,8 @@ def test_keep_alive_is_a_chunk_without_text() -> None:
 
 
 def test_a_refusal_is_a_text_completion() -> None:
-    raw = weave.refusal("No.", chat=False, completion_id="cmpl-ours", created=7, model="m")
+    raw = weave.refusal(
+        "No.", chat=False, completion_id="cmpl-ours", created=7, model="m", choices=1
+    )
     made = json.loads(raw)
     assert (made["object"], made["choices"][0]["text"]) == ("text_completion", "No.")

@@ -271,6 +271,12 @@ def test_the_open_routes_of_the_engine(shared: Running) -> None:
     assert shared.client.get("/version").json() == {"version": "scripted"}
     assert shared.client.post("/tokenize", json={"prompt": "one two"}).json()["count"] == 2
     assert shared.client.post("/tokenize", json=chat("one two")).json()["count"] == 9
+    for name in ("scripted", "gpt-4o-mini", "gpt-4o-mini@docs", None):
+        asked = {"prompt": "one two", "model": name}
+        assert shared.client.post("/tokenize", json=asked).json()["count"] == 2
+    for path in ("/tokenize", "/detokenize"):
+        unknown = shared.client.post(path, json={"tokens": [1], "prompt": "x", "model": "llama-9"})
+        assert (unknown.status_code, error_of(unknown)["code"]) == (404, "model_not_found")
     for content in (*NOT_JSON, *NO_OBJECT, b'{"prompt": 5}', b'{"messages": [5]}'):
         response = post(shared, content, path="/tokenize")
         assert 400 <= response.status_code < 500, content[:40]

@@ -13,6 +13,7 @@ from openai.types import VectorStoreSearchResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from retrieval.trace import STAGES
+from server.answering import REFUSAL
 from server.engine.scripted import Script
 from server.inject import INSTRUCTION
 from tests.server.api.bench import ANSWER, QUESTION, ROUTE, Bench, Running, chat, eventually
@@ -242,10 +243,31 @@ def test_refuse_asks_no_engine(served: Running, streamed: bool) -> None:
         assert answer["rag"]["status"] == "miss"
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_refusal_has_as_many_choices_as_were_asked_for(served: Running, streamed: bool) -> None:
+    response = served.ask(model="scripted@empty", rag={"on_empty": "refuse"}, stream=streamed, n=2)
+    bodies = payloads(response.text) if streamed else [response.json()]
+    said, ended = ["", ""], [0, 0]
+    for choice in (choice for body in bodies for choice in body["choices"]):
+        part = choice["delta" if streamed else "message"]
+        said[choice["index"]] += part.get("content") or ""
+        ended[choice["index"]] += choice["finish_reason"] == "stop"
+    assert (said, ended) == ([REFUSAL] * 2, [1, 1])
+
+
 def test_a_hit_is_not_refused(served: Running) -> None:
     assert (
         served.ask(rag={"on_empty": "refuse"}).json()["choices"][0]["message"]["content"] == ANSWER
     )
+
+
+def test_a_score_that_was_shown_is_a_threshold_that_the_passage_passes(shared: Running) -> None:
+    shown = shared.ask().json()["rag"]["search_results"][0]["data"]
+    assert len(shown) == 4
+    for number, result in enumerate(shown, start=1):
+        options = {"score_threshold": result["score"]}
+        rag = shared.ask(rag={"ranking_options": options}).json()["rag"]
+        assert len(rag["search_results"][0]["data"]) >= number
 
 
 # --- shapes -----------------------------------------------------------------------------------------

@@ -202,14 +202,15 @@ def test_on_empty_refuse(served: Running, streamed: bool) -> None:
     fields: dict[str, Any] = {"rag": options, "n": 2}
     if streamed:
         _, said = stream(served, stream_options={"include_usage": True}, **fields)
-        opening, answer, usage = payloads(said)
+        opening, *answers, usage = payloads(said)
         assert opening["rag"]["status"] == "miss"
         assert usage["usage"]["total_tokens"] == 0
     else:
-        answer = ask(served, **fields).json()
-        assert answer["rag"]["reason"] == "no_hits"
-    assert [choice["text"] for choice in answer["choices"]] == [REFUSAL]
-    assert answer["object"] == "text_completion"
+        answers = [ask(served, **fields).json()]
+        assert answers[0]["rag"]["reason"] == "no_hits"
+    choices = [choice for answer in answers for choice in answer["choices"]]
+    assert [(one["index"], one["text"]) for one in choices] == [(0, REFUSAL), (1, REFUSAL)]
+    assert {answer["object"] for answer in answers} == {"text_completion"}
     assert not served.engine.seen.bodies
 
 

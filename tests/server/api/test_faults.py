@@ -15,6 +15,7 @@ from retrieval.embed.base import Vectors
 from retrieval.errors import DimensionMismatch
 from retrieval.search.lease import Published
 from retrieval.types import Hit
+from server.answering import UNSEARCHED
 from server.engine.scripted import Script
 from tests.server.api.bench import Bench, Running, eventually
 from tests.server.api.test_bad_input import error_of
@@ -72,8 +73,12 @@ def test_the_server_may_say_fail_and_the_request_skip(bench: Bench) -> None:
             check_failed(running, "retrieval_failed")
             response = running.ask(rag={"on_error": "skip"})
             assert (response.status_code, response.headers["x-rag-status"]) == (200, "degraded")
-            refused = running.ask(rag={"on_error": "skip", "on_empty": "refuse"}).json()
-            assert "documents hold nothing" in refused["choices"][0]["message"]["content"]
+            refuse = {"on_error": "skip", "on_empty": "refuse"}
+            refused = running.ask(rag=refuse).json()["choices"][0]["message"]["content"]
+            assert refused == UNSEARCHED
+            *_, said, end = payloads(running.ask(rag=refuse, stream=True).text)
+            assert said["choices"][0]["delta"]["content"] == UNSEARCHED
+            assert end["choices"][0]["finish_reason"] == "stop"
         assert len(running.engine.seen.bodies) == 1
 
 

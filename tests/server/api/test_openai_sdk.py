@@ -135,6 +135,19 @@ def test_models(shared: Running) -> None:
             assert client.models.retrieve(name).id == name
 
 
+def test_each_model_that_is_listed_can_be_asked(shared: Running, bench: Bench) -> None:
+    catalog = bench.services.handover.current.catalog
+    store = bench.run(catalog.create_store("local", "team@docs"))
+    try:
+        with sync_client(shared) as client:
+            names = [model.id for model in client.models.list() if "@" in model.id]
+            assert f"scripted@{store.id}" in names
+            for name in names:
+                client.chat.completions.create(**{**ASK, "model": name})
+    finally:
+        bench.run(catalog.delete_store(store.id))
+
+
 @pytest.mark.parametrize(
     ("fields", "error"),
     [

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 
+from server import weave
 from server.engine.scripted import Script
 from server.engine.upstream import UpstreamOptions, open_upstream
 from tests.server.api.bench import ANSWER, ROUTE, Bench, Running, chat, eventually
@@ -26,6 +30,30 @@ def over(bench: Bench, url: str, **options: Any) -> Iterator[Running]:
             yield running
     finally:
         bench.run(opened.__aexit__(None, None, None))
+
+
+@contextmanager
+def saying(bench: Bench, *deltas: dict[str, Any], finish: str) -> Iterator[str]:
+    """The URL of an engine that streams these deltas, each in a chunk of its own."""
+    known = {"id": "theirs", "object": "chat.completion.chunk", "created": 7, "model": "scripted"}
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices[-1]["finish_reason"] = finish
+    raw = b"".join(weave.event({**known, "choices": [choice]}) for choice in choices) + weave.DONE
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        await reader.readexactly(int(length[1]) if length else 0)
+        kind = b"content-type: text/event-stream\r\nconnection: close"
+        writer.write(b"HTTP/1.1 200 OK\r\n" + kind + b"\r\n\r\n" + raw)
+        await writer.drain()
+        writer.close()
+
+    server = bench.run(asyncio.start_server(answer, "127.0.0.1", 0))
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        bench.loop.call_soon_threadsafe(server.close)
 
 
 @contextmanager
@@ -56,6 +84,47 @@ def test_an_answer_from_elsewhere_is_grounded_here(bench: Bench, streamed: bool)
         assert {body["model"] for body in bodies} == {"gpt-4o-mini"}
         assert len({body["id"] for body in bodies}) == 1
         assert bodies[0]["rag"]["status"] == "hit"
+
+
+def begun(arguments: str) -> list[dict[str, Any]]:
+    function = {"name": "look_up", "arguments": arguments}
+    return [{"index": 0, "id": "call_1", "type": "function", "function": function}]
+
+
+#: How OpenAI and how Ollama stream a call.
+FORMS: dict[str, list[dict[str, Any]]] = {
+    "openai": [
+        {"role": "assistant", "content": None, "tool_calls": begun(""), "refusal": None},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '{"days":'}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": "30}"}}]},
+        {},
+    ],
+    "ollama": [
+        {"role": "assistant", "content": "", "reasoning": "So"},
+        {"role": "assistant", "content": "By [1] I look."},
+        {"role": "assistant", "content": "", "tool_calls": begun('{"days":30}')},
+        {"role": "assistant", "content": ""},
+    ],
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_comes_with_a_role_from_elsewhere_arrives(bench: Bench, form: str) -> None:
+    with saying(bench, *FORMS[form], finish="tool_calls") as url, over(bench, url) as near:
+        client = OpenAI(base_url=f"{near.url}/v1", api_key="unused", max_retries=0)
+        with client, client.chat.completions.stream(**chat()) as stream:
+            message = stream.get_final_completion().choices[0].message
+        first_token = "time_to_first_token_seconds_count"
+        eventually(lambda: near.metric(first_token, grounded="true") == 1)
+    assert message.role == "assistant"
+    (call,) = message.tool_calls or ()
+    assert (call.id, call.function.name) == ("call_1", "look_up")
+    assert call.function.arguments == '{"days":30}'
+    ollama = form == "ollama"
+    assert (message.content or "") == ("By [1] I look." if ollama else "")
+    assert (message.model_extra or {}).get("reasoning") == ("So" if ollama else None)
+    starts = [one.url_citation.start_index for one in message.annotations or ()]
+    assert starts == ([3] if ollama else [])
 
 
 @pytest.mark.parametrize("streamed", [False, True])
