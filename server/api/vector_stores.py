@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import orjson
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from retrieval.deadline import deadline
 from retrieval.trace import Trace
 from retrieval.types import Query, WeightedText
 from server import receipts
 from server.auth import Caller
 from server.deps import CallerDep, KnowledgeDep, ServicesDep, admitted, read_json, recorded
 from server.errors import BadRequest
+from server.grounding import LOOK_UP_LATE
 from server.knowledge import Knowledge
 from server.openapi import takes
 from server.queries import MAX_QUERY_CHARACTERS, fusion_weights
@@ -62,18 +65,16 @@ async def _search(
 ) -> dict[str, Any]:
     """Raises BadRequest for what is not built, StoreNotFound, AmbiguousStore, EmbedderConflict, RetrievalError."""
     _refuse_unbuilt(asked)
-    store = await knowledge.catalog.find_store(caller.tenant, store_ref)
-    deadline = services.settings.retrieval_timeout_seconds
-    await knowledge.indexes.ready(store, deadline)
+    until = asyncio.get_running_loop().time() + services.settings.retrieval_timeout_seconds
+    async with deadline(until, LOOK_UP_LATE):
+        store = await knowledge.catalog.find_store(caller.tenant, store_ref)
+    await knowledge.indexes.ready(store, until)
     first, *others = (text[:MAX_QUERY_CHARACTERS] for text in asked.query)
     also = tuple(WeightedText(text) for text in others)
     ranking = asked.ranking_options or RankingOptions()
     query = Query(first, (store.index_name,), asked.max_num_results, also, fusion_weights(ranking))
     retrieval = await knowledge.retriever.retrieve(
-        query,
-        trace,
-        scope=((store.tenant, store.version),),
-        timeout_seconds=deadline,
+        query, trace, scope=((store.tenant, store.version),), until=until
     )
     services.metrics.observe_search(retrieval.best_similarity, retrieval.candidates)
     threshold = ranking.score_threshold or 0.0
