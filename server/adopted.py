@@ -12,6 +12,7 @@ from retrieval.embed import QueryBatcher
 from retrieval.embed.base import Embedder
 from retrieval.errors import (
     DimensionMismatch,
+    EmbedderAbsent,
     EmbedderError,
     RetrievalError,
     StoreUnavailable,
@@ -66,7 +67,7 @@ class QuerySides:
             await batcher.close()
 
     async def side(self, store: Store, adopted: Adopted) -> QuerySide:
-        """The store's embedder, loaded once for all stores that name it. Raises EmbedderError."""
+        """The store's embedder, loaded once for all stores that name it. Raises EmbedderAbsent."""
         settings = self._settings
         model = (adopted.embedder, adopted.query_prefix)
         if model == (found_anywhere(settings.embedder), settings.query_prefix):
@@ -76,7 +77,7 @@ class QuerySides:
         try:
             return await asyncio.shield(self._sides[model])
         except (EmbedderError, BundledModelError) as error:
-            raise EmbedderError(
+            raise EmbedderAbsent(
                 f"the store {store.name!r} needs the embedder {store.embedder!r}, which this server cannot "
                 "load; its log says why"
             ) from error
@@ -136,7 +137,7 @@ class Indexes:
         """Return when the store can be searched.
 
         Raises EmbedderConflict for our own store of another embedder, RetrievalError for an adopted one
-        (EmbedderError, DimensionMismatch, StoreUnavailable), and DeadlineExceeded at `until`, in the event loop's
+        (EmbedderAbsent, DimensionMismatch, StoreUnavailable), and DeadlineExceeded at `until`, in the event loop's
         time: what it waited for goes on.
         """
         if store.adopted is None:
