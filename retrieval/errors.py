@@ -11,6 +11,10 @@ class EmbedderError(RetrievalError):
     """The embedder could not be loaded or could not embed."""
 
 
+class EmbedderAbsent(EmbedderError):
+    """A store needs an embedder that this server could not load."""
+
+
 class TextTooLong(RetrievalError):
     """What was given to embed is more than may be embedded at once."""
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from retrieval.deadline import deadline
 from retrieval.embed.base import Vectors
-from retrieval.errors import DeadlineExceeded, RerankerError
+from retrieval.errors import RerankerError
 from retrieval.fuse import Ranking, fuse
 from retrieval.rerank import Reranker
 from retrieval.trace import Trace
@@ -92,19 +93,14 @@ class Retriever:
         self._rerank = rerank or RerankSettings()
 
     async def retrieve(
-        self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
+        self, query: Query, trace: Trace, *, until: float | None = None
     ) -> Retrieval:
         """Search every store of the query and merge the rankings.
 
-        Raises RetrievalError (StoreUnavailable, EmbedderError, DeadlineExceeded after `timeout_seconds`).
+        Raises RetrievalError (StoreUnavailable, EmbedderError, DeadlineExceeded at `until`, in the event loop's time).
         """
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await self._retrieve(query, trace)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"retrieval took longer than {timeout_seconds} s (retrieval_timeout_seconds)"
-            ) from None
+        async with deadline(until) as limit:
+            return await self._retrieve(query, trace.limited(limit.expired))
 
     async def _retrieve(self, query: Query, trace: Trace) -> Retrieval:
         k = max(self._fusion.candidates, query.max_num_results)

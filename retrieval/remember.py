@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Hashable, Sequence
 from typing import Protocol
 
 from retrieval.cache import Cache, Found
+from retrieval.deadline import deadline
 from retrieval.embed.base import Vectors
-from retrieval.errors import DeadlineExceeded
 from retrieval.pipeline import QueryEmbedder
 from retrieval.trace import Trace
 from retrieval.types import Candidate, Query, Retrieval
@@ -52,7 +51,7 @@ def vector_bytes(key: tuple[str, str], vector: Vectors) -> int:
 
 class Retrieves(Protocol):
     async def retrieve(
-        self, query: Query, trace: Trace, *, timeout_seconds: float | None = None
+        self, query: Query, trace: Trace, *, until: float | None = None
     ) -> Retrieval: ...
 
 
@@ -93,7 +92,7 @@ class CachedRetriever:
         trace: Trace,
         *,
         scope: tuple[Hashable, ...] = (),
-        timeout_seconds: float | None = None,
+        until: float | None = None,
     ) -> Retrieval:
         """As `Retriever.retrieve`; `scope` holds further parts of the key (tenant, the catalog's versions).
 
@@ -102,18 +101,14 @@ class CachedRetriever:
         """
         stamps = self.state(query.store_ids)
         if stamps is None:
-            return await self._retriever.retrieve(query, trace, timeout_seconds=timeout_seconds)
+            return await self._retriever.retrieve(query, trace, until=until)
+        async with deadline(until) as limit:
+            within = trace.limited(limit.expired)
 
-        async def load() -> Retrieval:
-            return await self._retriever.retrieve(query, trace)
+            async def load() -> Retrieval:
+                return await self._retriever.retrieve(query, within)
 
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                found: Found[Retrieval] = await self._cache.get((query, stamps, scope), load)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"retrieval took longer than {timeout_seconds} s (retrieval_timeout_seconds)"
-            ) from None
+            found: Found[Retrieval] = await self._cache.get((query, stamps, scope), load)
         if found.outcome != "miss":
             trace.cached.append("retrieval")
         return found.value

@@ -6,7 +6,10 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+
+from retrieval.errors import DeadlineExceeded
 
 #: Every stage label, in pipeline order. A stage's name is its module, metric label, span and dashboard row.
 STAGES = (
@@ -45,6 +48,13 @@ class Trace:
         self.records: list[StageRecord] = []
         #: What came out of a cache, where its stages did not run: `embedding`, `retrieval`, `answer`.
         self.cached: list[str] = []
+        self._over: Callable[[], bool] = lambda: False
+
+    def limited(self, over: Callable[[], bool]) -> Trace:
+        """The same records, for a block with a time limit: a stage that is cancelled once it is `over` ran into it."""
+        within, before = copy(self), self._over
+        within._over = lambda: over() or before()
+        return within
 
     def elapsed_seconds(self) -> float:
         return self._clock() - self._start
@@ -57,9 +67,9 @@ class Trace:
         try:
             yield
         except (asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
+            outcome = "timeout" if self._over() else "cancelled"
             raise
-        except TimeoutError:
+        except (TimeoutError, DeadlineExceeded):
             outcome = "timeout"
             raise
         except BaseException:

@@ -7,11 +7,12 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from retrieval.deadline import deadline
 from retrieval.embed import QueryBatcher
 from retrieval.embed.base import Embedder
 from retrieval.errors import (
-    DeadlineExceeded,
     DimensionMismatch,
+    EmbedderAbsent,
     EmbedderError,
     RetrievalError,
     StoreUnavailable,
@@ -66,7 +67,7 @@ class QuerySides:
             await batcher.close()
 
     async def side(self, store: Store, adopted: Adopted) -> QuerySide:
-        """The store's embedder, loaded once for all stores that name it. Raises EmbedderError."""
+        """The store's embedder, loaded once for all stores that name it. Raises EmbedderAbsent."""
         settings = self._settings
         model = (adopted.embedder, adopted.query_prefix)
         if model == (found_anywhere(settings.embedder), settings.query_prefix):
@@ -76,7 +77,7 @@ class QuerySides:
         try:
             return await asyncio.shield(self._sides[model])
         except (EmbedderError, BundledModelError) as error:
-            raise EmbedderError(
+            raise EmbedderAbsent(
                 f"the store {store.name!r} needs the embedder {store.embedder!r}, which this server cannot "
                 "load; its log says why"
             ) from error
@@ -132,11 +133,12 @@ class Indexes:
         """What searches an adopted store that is open; None for our own."""
         return self._dense.get(index_name)
 
-    async def ready(self, store: Store, timeout_seconds: float | None = None) -> None:
+    async def ready(self, store: Store, until: float | None = None) -> None:
         """Return when the store can be searched.
 
-        Raises EmbedderConflict for our own store of another embedder, and RetrievalError for an adopted one:
-        EmbedderError, DimensionMismatch, StoreUnavailable, DeadlineExceeded while its embedder is loading.
+        Raises EmbedderConflict for our own store of another embedder, RetrievalError for an adopted one
+        (EmbedderAbsent, DimensionMismatch, StoreUnavailable), and DeadlineExceeded at `until`, in the event loop's
+        time: what it waited for goes on.
         """
         if store.adopted is None:
             own = self._sides.own.name
@@ -146,17 +148,15 @@ class Indexes:
                 return
         elif self._following is None and store.index_name in self._dense:
             return
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                if self._following is not None:
-                    await self._following.follow(store, wait_seconds=0)
-                if store.adopted is not None and store.index_name not in self._dense:
-                    await self._opened(store, store.adopted)
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the store {store.name!r} is still being opened: its passages are being copied, its embedder "
-                "is loading, or its Chroma does not answer"
-            ) from None
+        late = (
+            f"the store {store.name!r} is still being opened: its passages are being copied, its embedder "
+            "is loading, or its Chroma does not answer"
+        )
+        async with deadline(until, late):
+            if self._following is not None:
+                await self._following.follow(store, wait_seconds=0)
+            if store.adopted is not None and store.index_name not in self._dense:
+                await self._opened(store, store.adopted)
 
     async def check(self, store: Store) -> str | None:
         """What is wrong with an adopted store, and what helps; looks anew at all of it."""

@@ -130,8 +130,11 @@ def _middleware(settings: Settings) -> list[Middleware]:
 
 async def _answer(request: Request, error: Exception) -> JSONResponse:
     request_id = request.state.request_id
-    if mapped(error) is INTERNAL:
+    row = mapped(error)
+    if row is INTERNAL:
         log.error("%s: internal error", request_id, exc_info=error)
+    elif row.told is not None:
+        log.error("%s: %s", request_id, error)
     told = answer(error, request_id)
     # An internal error is answered outside of the middleware that adds the id to every other answer.
     headers = {**told.headers, "x-request-id": request_id}

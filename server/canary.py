@@ -100,7 +100,7 @@ class Probe:
         text = question.text[:MAX_QUERY_CHARACTERS]
         began = time.perf_counter()
         found = await self.retriever.retrieve(
-            Query(text, (self.index_name,), DEPTH), Trace(), timeout_seconds=self.timeout_seconds
+            Query(text, (self.index_name,), DEPTH), Trace(), until=_until(self.timeout_seconds)
         )
         seconds = time.perf_counter() - began
         best = found.best_similarity
@@ -122,6 +122,11 @@ class Probe:
         else:
             found = self.lexical.containing(self.index_name, expected.passage or "", "text")
         return any(map(expected.matches, found))
+
+
+def _until(timeout_seconds: float | None) -> float | None:
+    """When what begins now must be over, in the event loop's time."""
+    return None if timeout_seconds is None else asyncio.get_running_loop().time() + timeout_seconds
 
 
 async def store_to_probe(catalog: Catalog, ref: str) -> Store:
@@ -253,7 +258,7 @@ class Canary:
         answers = []
         with self._handover.lease() as knowledge:
             store = await store_to_probe(knowledge.catalog, self._settings.store)
-            await knowledge.indexes.ready(store, timeout)
+            await knowledge.indexes.ready(store, _until(timeout))
             probe = Probe(
                 knowledge.uncached,
                 knowledge.lexical,

@@ -94,18 +94,27 @@ class ReadOnlyIndex(ServerError):
     """The server answers from published versions of the index and cannot write to them."""
 
 
+class IndexUnusable(ServerError):
+    """The store that the request names cannot be searched before its index is made anew."""
+
+
 class RetrievalFailed(ServerError):
     """Retrieval failed and the request asked for `on_error: fail`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """How an exception class looks over HTTP. `retry_after_seconds`: a repeat may help after that long."""
+    """How an exception class looks over HTTP.
+
+    `retry_after_seconds`: a repeat may help after that long. `told` is what a client reads in place of the exception's
+    own words, which name paths, addresses and what libraries said: those are for the log.
+    """
 
     status: int
     type: str
     code: str | None
     retry_after_seconds: int | None = None
+    told: str | None = None
 
 
 #: Exception -> HTTP. Looked up along the class's bases, so a subclass without a row takes its parent's.
@@ -125,31 +134,47 @@ TABLE: Mapping[type[Exception], Mapped] = {
     Draining: Mapped(503, "server_error", "shutting_down", 5),
     ReadOnlyIndex: Mapped(409, "invalid_request_error", "read_only_index"),
     RetrievalFailed: Mapped(503, "server_error", "retrieval_failed", 1),
-    ServerError: Mapped(500, "server_error", "internal_error"),
+    IndexUnusable: Mapped(503, "server_error", "index_missing"),
+    ServerError: Mapped(500, "server_error", "internal_error", told="internal error"),
     engine_errors.EngineRejected: Mapped(400, "invalid_request_error", None),
     engine_errors.EngineUnsupported: Mapped(404, "invalid_request_error", "unsupported"),
     engine_errors.EngineOverloaded: Mapped(503, "server_error", "overloaded", 1),
     engine_errors.EngineUnreachable: Mapped(503, "server_error", "engine_unreachable", 5),
     engine_errors.EngineTimeout: Mapped(504, "server_error", "engine_timeout"),
     engine_errors.EngineDead: Mapped(503, "server_error", "engine_dead", 30),
-    engine_errors.EngineError: Mapped(500, "server_error", "engine_error"),
+    engine_errors.EngineError: Mapped(
+        500, "server_error", "engine_error", told="the engine failed"
+    ),
     catalog_errors.StoreNotFound: Mapped(404, "invalid_request_error", "store_not_found"),
     catalog_errors.FileNotFound: Mapped(404, "invalid_request_error", "file_not_found"),
     catalog_errors.AmbiguousStore: Mapped(400, "invalid_request_error", "ambiguous_store"),
     catalog_errors.EmbedderConflict: Mapped(409, "invalid_request_error", "embedder_conflict"),
     catalog_errors.CatalogUnavailable: Mapped(503, "server_error", "catalog_unavailable", 1),
-    catalog_errors.CatalogError: Mapped(500, "server_error", "catalog_error"),
+    catalog_errors.CatalogError: Mapped(
+        500, "server_error", "catalog_error", told="the catalog failed"
+    ),
     retrieval_errors.StoreUnavailable: Mapped(503, "server_error", "store_unavailable", 1),
     retrieval_errors.DeadlineExceeded: Mapped(503, "server_error", "retrieval_timeout", 1),
     retrieval_errors.DataDirectoryInUse: Mapped(503, "server_error", "data_directory_in_use", 5),
     retrieval_errors.UnreadableFile: Mapped(400, "invalid_request_error", "unsupported_file"),
     retrieval_errors.TextTooLong: Mapped(400, "invalid_request_error", "context_length_exceeded"),
     retrieval_errors.DimensionMismatch: Mapped(409, "invalid_request_error", "dimension_mismatch"),
-    retrieval_errors.EmbedderError: Mapped(500, "server_error", "embedder_unavailable"),
-    retrieval_errors.RetrievalError: Mapped(500, "server_error", "retrieval_error"),
+    retrieval_errors.IndexMissing: Mapped(
+        503,
+        "server_error",
+        "index_missing",
+        told="there is no index of the store that this server can use",
+    ),
+    retrieval_errors.EmbedderAbsent: Mapped(500, "server_error", "embedder_unavailable"),
+    retrieval_errors.EmbedderError: Mapped(
+        500, "server_error", "embedder_unavailable", told="the embedder failed"
+    ),
+    retrieval_errors.RetrievalError: Mapped(
+        500, "server_error", "retrieval_error", told="retrieval failed"
+    ),
 }
 
-INTERNAL = Mapped(500, "server_error", "internal_error")
+INTERNAL = Mapped(500, "server_error", "internal_error", told="internal error")
 
 
 def mapped(error: Exception) -> Mapped:
@@ -178,8 +203,8 @@ def answer(error: Exception, request_id: str) -> ErrorAnswer:
     if isinstance(error, engine_errors.EngineOverloaded) and error.status == 429:
         status, code = 429, "rate_limit_exceeded"
     message = str(error) or "internal error"
-    if row is INTERNAL:
-        message = f"internal error; the server's log has it under request id {request_id}"
+    if row.told is not None:
+        message = f"{row.told}; the server's log has it under request id {request_id}"
     headers: dict[str, str] = {}
     retry_after = getattr(error, "retry_after_seconds", row.retry_after_seconds)
     retry_after = getattr(error, "retry_after", None) or retry_after  # an upstream's own

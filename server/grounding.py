@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from retrieval.deadline import deadline
 from retrieval.errors import DeadlineExceeded, IndexMissing, RetrievalError, StoreUnavailable
 from retrieval.pack import pack
 from retrieval.remember import CachedRetriever
@@ -24,6 +25,7 @@ from server.catalog import (
     Store,
     StoreNotFound,
 )
+from server.catalog.catalog import MAX_NAME_CHARS
 from server.conversation import Block, Blocks, Conversations, replay, sources_of, tokens_of
 from server.engine.base import Engine, EngineError, trouble
 from server.errors import AmbiguousName, NoSuchStore, RetrievalFailed
@@ -40,6 +42,7 @@ log = logging.getLogger(__name__)
 
 #: Prompts of one request that are grounded side by side: its threads and tokenizers are everyone's.
 PROMPTS_AT_ONCE = 4
+LOOK_UP_LATE = "the catalog did not say in time which stores are meant (retrieval_timeout_seconds)"
 #: Joining texts can cost a token at each seam that counting them apart does not see.
 SEAM_TOKENS = 2
 
@@ -127,13 +130,20 @@ class Grounding:
         Raises BadRequest, ModelNotFound, NoSuchStore (also for another tenant's), RetrievalFailed.
         """
         trace = recording.trace
-        with trace.stage("plan"):
-            planned, fell_from = self._reachable(
-                plan(request, headers, models, self._settings.defaults)
-            )
-            chat = isinstance(request, ChatRequest)
-            to_engine = (engine_body if chat else text_body)(body, planned)
-            stores, away = await self._stores_or_why_not(planned, caller)
+        until = asyncio.get_running_loop().time() + self._settings.timeout_seconds
+        stores: tuple[Store, ...] = ()
+        away: RetrievalError | None = None
+        try:
+            with trace.stage("plan"):
+                planned, fell_from = self._reachable(
+                    plan(request, headers, models, self._settings.defaults)
+                )
+                chat = isinstance(request, ChatRequest)
+                to_engine = (engine_body if chat else text_body)(body, planned)
+                stores = await self._stores(planned, caller, until)
+        except RetrievalError as error:
+            # Its traceback holds this frame, which would hold it.
+            away = error.with_traceback(None)
         _salt(to_engine, caller)
         bare = to_engine
         receipt = Receipt("off", link, route=planned.route)
@@ -154,7 +164,9 @@ class Grounding:
                     receipt = self._degraded(planned, receipt, away)
                 else:
                     ground = self._ground_each if several else self._ground
-                    receipt, to_engine = await ground(planned, stores, receipt, to_engine, trace)
+                    receipt, to_engine = await ground(
+                        planned, stores, receipt, to_engine, trace, until
+                    )
             except RetrievalFailed:
                 recording.grounded_in(replace(receipt, status="degraded"))
                 raise
@@ -170,22 +182,16 @@ class Grounding:
             return planned, None
         return planned.fallen_back(), error
 
-    async def _stores_or_why_not(
-        self, planned: Plan, caller: Caller
-    ) -> tuple[tuple[Store, ...], RetrievalError | None]:
-        """The stores; where the catalog does not answer, none and a failure of retrieval like any other."""
-        try:
-            return await self._stores(planned, caller), None
-        except CatalogUnavailable as error:
-            return (), StoreUnavailable(str(error))
-
-    async def _stores(self, planned: Plan, caller: Caller) -> tuple[Store, ...]:
+    async def _stores(self, planned: Plan, caller: Caller, until: float) -> tuple[Store, ...]:
+        """The stores to search. Raises RetrievalError where the catalog does not answer, or not by `until`."""
         if not planned.searches:
             return ()
+        find, tenant = self._catalog.find_store, caller.tenant
         try:
-            return tuple(
-                [await self._catalog.find_store(caller.tenant, ref) for ref in planned.store_refs]
-            )
+            async with deadline(until, LOOK_UP_LATE):
+                return tuple([await find(tenant, ref) for ref in planned.store_refs])
+        except CatalogUnavailable as error:
+            raise StoreUnavailable(str(error)) from error
         except StoreNotFound as error:
             if planned.chosen_in is not None:
                 raise NoSuchStore(str(error), param=planned.chosen_in) from error
@@ -200,16 +206,23 @@ class Grounding:
         receipt: Receipt,
         body: dict[str, Any],
         trace: Trace,
+        until: float,
     ) -> tuple[Receipt, dict[str, Any]]:
-        """A text completion's prompts side by side, each with its own question and its own sources."""
+        """A text completion's prompts side by side, each with its own question and its own sources.
+
+        Each is a retrieval of its own, with all the time that the look-up of the stores has left: those that wait
+        for their turn lose nothing by it.
+        """
         turn = asyncio.Semaphore(PROMPTS_AT_ONCE)
+        now = asyncio.get_running_loop().time
+        left_seconds = until - now()
 
         async def ground(prompt: str) -> tuple[Receipt, str]:
             asked = replace(planned, question=tail_of(prompt))
             mine = replace(receipt, question=asked.question)
             async with turn:
                 got, grounded = await self._ground(
-                    asked, stores, mine, {**body, "prompt": prompt}, trace
+                    asked, stores, mine, {**body, "prompt": prompt}, trace, now() + left_seconds
                 )
             return got, grounded["prompt"]
 
@@ -230,6 +243,7 @@ class Grounding:
         receipt: Receipt,
         body: dict[str, Any],
         trace: Trace,
+        until: float,
     ) -> tuple[Receipt, dict[str, Any]]:
         if not stores:
             return replace(receipt, reason="no_store"), body
@@ -241,7 +255,7 @@ class Grounding:
             earlier = self._conversations.recall(scope, body["messages"], planned.question_index)
         counting = asyncio.ensure_future(self._fit(planned, body, earlier))
         try:
-            retrieval = await self._retrieve(planned, stores, trace)
+            retrieval = await self._retrieve(planned, stores, trace, until)
         except RetrievalError as error:
             receipt = self._degraded(planned, receipt, error)
             room = await counting
@@ -306,10 +320,12 @@ class Grounding:
             return "below_similarity"
         return None
 
-    async def _retrieve(self, planned: Plan, stores: tuple[Store, ...], trace: Trace) -> Retrieval:
+    async def _retrieve(
+        self, planned: Plan, stores: tuple[Store, ...], trace: Trace, until: float
+    ) -> Retrieval:
         for store in stores:
             try:
-                await self._indexes.ready(store, self._settings.timeout_seconds)
+                await self._indexes.ready(store, until)
             except EmbedderConflict as conflict:
                 raise IndexMissing(str(conflict)) from conflict
             except CatalogUnavailable as error:
@@ -320,12 +336,13 @@ class Grounding:
         query = Query(text, names, planned.top_k, also, planned.weights)
         # The version moves once more when an ingest has swept what it replaced out of the dense hits.
         scope = tuple((store.tenant, store.version) for store in stores)
-        return await self._retriever.retrieve(
-            query, trace, scope=scope, timeout_seconds=self._settings.timeout_seconds
-        )
+        return await self._retriever.retrieve(query, trace, scope=scope, until=until)
 
     def _degraded(self, planned: Plan, receipt: Receipt, error: RetrievalError) -> Receipt:
-        log.warning("retrieval failed: %s", error)
+        # Where the catalog did not say which stores are meant, what the client calls them.
+        called = (repr(ref[:MAX_NAME_CHARS]) for ref in planned.store_refs)
+        searched = ", ".join([store.id for store in receipt.stores] or called)
+        log.warning("retrieval failed: %s (stores: %s)", error, searched)
         if planned.on_error == "fail":
             why = (
                 "the store must be rebuilt first (`groundwire reindex`)"

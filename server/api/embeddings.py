@@ -21,8 +21,10 @@ from server.token_ids import ENCODING, Vocabulary, foreign_encoding
 from server.wire.embeddings import EmbeddingsRequest
 
 ROUTE = "/v1/embeddings"
-#: OpenAI's own limit for one request, here in the embedder's tokens.
-MAX_TOKENS = 300_000
+#: OpenAI's limit for one request, in cl100k_base's tokens; LangChain fills requests up to it.
+OPENAI_MAX_TOKENS = 300_000
+#: The same in the embedder's tokens, which may be more: of real text up to 1.7 times as many (`docs/decisions/0010`).
+MAX_TOKENS = 3 * OPENAI_MAX_TOKENS
 
 router = APIRouter()
 

@@ -38,6 +38,16 @@ class EngineError(Exception):
     """The root of what an engine can raise."""
 
 
+def failure(engine: str, said: str) -> EngineError:
+    """An engine's own failure, caused by what it said.
+
+    That may quote the prompt, and so the log leaves it out as it does a library's words.
+    """
+    error = EngineError(f"{engine} failed: {said}")
+    error.__cause__ = RuntimeError(said)
+    return error
+
+
 class EngineRejected(EngineError):
     """The engine refused the request: its own message, and the HTTP status that it gave."""
 

@@ -38,6 +38,7 @@ from server.engine.base import (
     Events,
     ModelCard,
     TraceHeaders,
+    failure,
     is_chat,
     refuse_uncounted,
 )
@@ -514,7 +515,7 @@ def _rejected(error: Mapping[str, Any]) -> EngineError:
     if status == 503:
         return EngineOverloaded(message)
     if status >= 500 and status != 501:
-        return EngineError(message)
+        return failure("vLLM", message)
     # OpenAI's clients look for this code; vLLM only says it in words.
     too_long = (
         "maximum context length" in message or "longer than the maximum model length" in message

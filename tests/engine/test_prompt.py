@@ -117,7 +117,8 @@ async def _special_ids(real: RealServer) -> list[int]:
 def test_context_never_shortens_the_answer(real: RealServer) -> None:
     """`max_tokens` that leaves no room for sources leaves them out, and the answer its full length."""
     room = MAX_MODEL_LEN - 60
-    answer = ask(real, [USER], max_tokens=room)
+    answer = ask(real, [USER], max_tokens=room, stop=["\n", " ", "e", "a"])
+    assert answer["usage"]["prompt_tokens"] + room <= MAX_MODEL_LEN
     assert (answer["rag"]["status"], answer["rag"]["reason"]) == ("miss", "no_room")
     assert FACT not in answer["prompt_text"]
 

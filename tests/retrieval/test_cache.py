@@ -275,7 +275,7 @@ class Slow:
         query: Query,
         trace: Trace,  # noqa: ARG002
         *,
-        timeout_seconds: float | None = None,  # noqa: ARG002
+        until: float | None = None,  # noqa: ARG002
     ) -> Retrieval:
         await self.gate()
         return Retrieval(query, ())
@@ -293,10 +293,27 @@ async def test_a_waiter_keeps_its_own_deadline() -> None:
     patient = asyncio.ensure_future(cache.retrieve(query, Trace()))
     await gate.begun.wait()
     with pytest.raises(DeadlineExceeded, match="retrieval_timeout_seconds"):
-        await cache.retrieve(query, Trace(), timeout_seconds=0.01)
+        await cache.retrieve(query, Trace(), until=asyncio.get_running_loop().time() + 0.01)
     assert not gate.cancelled
     gate.open.set()
     assert (await patient).candidates == ()
+
+
+class NeverDense:
+    async def query(self, store_id: str, vector: Vectors, k: int) -> list[Hit]:  # noqa: ARG002
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+@pytest.mark.anyio
+async def test_a_load_that_the_deadline_ends_took_too_long(tmp_path: Path) -> None:
+    write(tmp_path, "a", "The quagga.")
+    index, trace, until = LexicalIndex(tmp_path), Trace(), asyncio.get_running_loop().time() + 0.05
+    cache = Cache(Bounds(9, 10**6), retrieval_bytes)
+    retriever = CachedRetriever(Retriever(Ones(), NeverDense(), index), index, cache)
+    with pytest.raises(DeadlineExceeded):
+        await retriever.retrieve(Query("quagga", ("a",), 4), trace, until=until)
+    assert {record.stage: record.outcome for record in trace.records}["search"] == "timeout"
 
 
 @pytest.mark.anyio

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from retrieval.errors import DeadlineExceeded
 from retrieval.trace import STAGES, Trace
 
 
@@ -34,8 +35,8 @@ def test_a_stage_is_timed_from_the_traces_start() -> None:
 
 @pytest.mark.parametrize(
     ("error", "outcome"),
-    [(ValueError, "error"), (TimeoutError, "timeout"), (asyncio.CancelledError, "cancelled"),
-     (GeneratorExit, "cancelled"),
+    [(ValueError, "error"), (TimeoutError, "timeout"), (DeadlineExceeded, "timeout"),
+     (asyncio.CancelledError, "cancelled"), (GeneratorExit, "cancelled"),
      (KeyboardInterrupt, "error")],
 )  # fmt: skip
 def test_a_stage_that_raises_is_recorded_and_raises(
@@ -45,6 +46,19 @@ def test_a_stage_that_raises_is_recorded_and_raises(
     with pytest.raises(error), trace.stage("search"):
         raise error
     assert [(record.stage, record.outcome) for record in trace.records] == [("search", outcome)]
+
+
+def test_a_stage_that_a_limit_ends_took_too_long() -> None:
+    trace, over = Trace(), asyncio.Event()
+    within = trace.limited(over.is_set).limited(lambda: False)
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError), within.stage("search"):
+            raise asyncio.CancelledError
+        over.set()
+    with pytest.raises(asyncio.CancelledError), trace.stage("search"):
+        raise asyncio.CancelledError
+    outcomes = [record.outcome for record in trace.records]
+    assert outcomes == ["cancelled", "timeout", "cancelled"]
 
 
 def test_timings_are_in_pipeline_order_and_added_up() -> None:

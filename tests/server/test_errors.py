@@ -25,10 +25,7 @@ ROOTS = (
 )
 #: What can never be raised while a request is served, so that its parent's 500 is right for it.
 PARENTS_ROW = {
-    "EmbedderError",
     "RerankerError",
-    "IndexMissing",
-    "DimensionMismatch",
     "InvalidStoreName",
     "BundledModelError",
     "IndexerError",
@@ -51,6 +48,7 @@ EXPECTED = {
     "Draining": (503, "shutting_down", "5"),
     "ReadOnlyIndex": (409, "read_only_index", None),
     "RetrievalFailed": (503, "retrieval_failed", "1"),
+    "IndexUnusable": (503, "index_missing", None),
     "ServerError": (500, "internal_error", None),
     "EngineRejected": (400, None, None),
     "EngineUnsupported": (404, "unsupported", None),
@@ -66,6 +64,8 @@ EXPECTED = {
     "CatalogUnavailable": (503, "catalog_unavailable", "1"),
     "CatalogError": (500, "catalog_error", None),
     "DimensionMismatch": (409, "dimension_mismatch", None),
+    "IndexMissing": (503, "index_missing", None),
+    "EmbedderAbsent": (500, "embedder_unavailable", None),
     "EmbedderError": (500, "embedder_unavailable", None),
     "StoreUnavailable": (503, "store_unavailable", "1"),
     "DeadlineExceeded": (503, "retrieval_timeout", "1"),
@@ -127,6 +127,26 @@ def test_what_nobody_foresaw_stays_inside() -> None:
     assert "secret" not in told.body["error"]["message"]
     assert "req_1" in told.body["error"]["message"]
     assert told.headers["x-should-retry"] == "false"
+
+
+#: Its words are for the client.
+TOLD_AS_IT_IS = {"EmbedderAbsent"}
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        cls
+        for cls, row in errors.TABLE.items()
+        if (row.status == 500 or cls is retrieval_errors.IndexMissing)
+        and cls.__name__ not in TOLD_AS_IT_IS
+    ],
+    ids=lambda cls: cls.__name__,
+)
+def test_what_an_exception_says_of_the_inside_stays_inside(cls: type[Exception]) -> None:
+    told = errors.answer(cls("secret: /etc/passwd"), "req_1")
+    assert "secret" not in told.body["error"]["message"]
+    assert "req_1" in told.body["error"]["message"]
 
 
 @pytest.mark.parametrize(

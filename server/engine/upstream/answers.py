@@ -13,6 +13,7 @@ from server.engine.base import (
     EngineRejected,
     EngineUnreachable,
     ModelCard,
+    failure,
 )
 
 #: How servers say in words that the prompt is too long (OpenAI and vLLM, vLLM, llama.cpp).
@@ -36,7 +37,7 @@ def refusal(status: int, raw: bytes, retry_after: str | None, where: str) -> Eng
     if status in GATEWAY:
         return EngineUnreachable(f"{where} cannot be reached: its gateway answered {status}")
     if status >= 500 and status != 501:
-        return EngineError(f"{where} failed: {message}")
+        return failure(where, message)
     if status < 400:
         return EngineError(f"{where} answered {status}; its url must be the final one")
     too_long = code == "context_length_exceeded" or any(words in message for words in TOO_LONG)

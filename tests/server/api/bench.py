@@ -24,7 +24,7 @@ import pytest
 from fastapi import FastAPI
 
 from retrieval.pipeline import DenseSearch
-from server.adopted import QuerySide, QuerySides
+from server.adopted import Indexes, QuerySide, QuerySides
 from server.answering import Answering
 from server.app import create_app
 from server.auth import Keys
@@ -125,6 +125,7 @@ class Bench:
         *,
         dense: DenseSearch | None = None,
         questions: QuerySide | None = None,
+        indexes: Indexes | None = None,
         key: str | None = None,
         instead: Mapping[str, Engine] | None = None,
         tracer: Tracer | None = None,
@@ -132,13 +133,13 @@ class Bench:
     ) -> Iterator[Running]:
         """An app of its own over the shared parts.
 
-        `questions` embeds what is asked; `key` is what its client sends; `instead` are engines to serve in place of
-        the scripted one; `tracer` traces its requests.
+        `questions` embeds what is asked; `indexes` says when stores are ready; `key` is what its client sends;
+        `instead` are engines to serve in place of the scripted one; `tracer` traces its requests.
         """
         settings = Settings(**{**self.settings.model_dump(exclude_unset=True), **changes})
         sides = None if questions is None else QuerySides(settings, questions)
         services, engine = self._services(
-            settings, script or Script(answer=ANSWER), dense, sides, instead
+            settings, script or Script(answer=ANSWER), dense, sides, indexes, instead
         )
         services = replace(services, tracer=tracer or services.tracer)
         app = create_app(settings, services)
@@ -157,6 +158,7 @@ class Bench:
         script: Script,
         dense: DenseSearch | None,
         sides: QuerySides | None,
+        indexes: Indexes | None,
         instead: Mapping[str, Engine] | None,
     ) -> tuple[Services, ScriptedEngine]:
         base, engine, metrics = self.services, ScriptedEngine(script), Metrics(new_registry())
@@ -173,7 +175,7 @@ class Bench:
         )
         vectors: Any = dense or open_.vectors
         storage = Storage(0, open_.catalog, vectors, open_.lexical, b"secret", open_.data_dir)
-        knowledge = knowledge_of(storage, open_.indexes, parts)
+        knowledge = knowledge_of(storage, indexes or open_.indexes, parts)
         made = replace(
             base,
             settings=settings,

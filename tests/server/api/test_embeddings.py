@@ -7,6 +7,8 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import cycle, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ import openai
 import pytest
 import tiktoken
 
-from retrieval.embed import Embedder
+from retrieval.embed import Embedder, WholeTexts
+from server.api.embeddings import MAX_TOKENS, OPENAI_MAX_TOKENS
 from tests.client.test_clients import CLIENTS_PYTHON
 from tests.client.test_clients import HERE as CLIENTS
 from tests.server.api.bench import QUESTION, Bench, Running, eventually
@@ -24,6 +27,7 @@ from tests.server.api.test_leaving import send
 from tests.server.api.test_openai_sdk import async_client, sync_client
 
 ROUTE = "/v1/embeddings"
+TESTS = Path(__file__).parents[2]
 TEXTS = [QUESTION, "Morva tea is steeped for eleven minutes.", "", "Ω≈ç√∫ 🙂"]
 DIMENSION = 384
 
@@ -192,8 +196,42 @@ def test_ids_of_another_encoding_are_refused(bench: Bench) -> None:
     assert "o200k_base" in error_of(response)["message"]
 
 
+class Quick:
+    """Counts as the embedder does, and makes nothing of what it reads."""
+
+    name, dimension = "quick", 2
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.max_tokens = embedder.max_tokens
+        self.count_tokens = embedder.count_tokens
+
+    def embed_queries(self, texts: Sequence[str]) -> Rows:
+        return np.ones((len(texts), 2), np.float32)
+
+    def embed_passages(self, texts: Sequence[str]) -> Rows:
+        return self.embed_queries(texts)
+
+
+def test_as_much_as_langchain_packs_into_one_request(
+    bench: Bench, embedder: Embedder, cl100k: tiktoken.Encoding
+) -> None:
+    """Source code, which has more tokens of the embedder's than of cl100k_base."""
+    ids = cl100k.encode_ordinary("".join(path.read_text() for path in sorted(TESTS.rglob("*.py"))))
+    cut = [ids[start : start + 150] for start in range(0, len(ids) - 150, 150)]
+    packed = list(islice(cycle(cut), OPENAI_MAX_TOKENS // 150))
+    texts = WholeTexts(Quick(embedder))
+    try:
+        with bench.serve() as running:
+            running.app.state.services = replace(running.services, texts=texts)
+            answer = ask(running, packed, encoding_format="base64")
+    finally:
+        bench.run(texts.close())
+    assert len(answer["data"]) == len(packed)
+    assert answer["usage"]["prompt_tokens"] > OPENAI_MAX_TOKENS
+
+
 def test_too_much_at_once_is_refused(shared: Running) -> None:
-    response = shared.client.post(ROUTE, json={"input": ["x" * 2_000_000] * 2})
+    response = shared.client.post(ROUTE, json={"input": ["x" * (MAX_TOKENS * 6 + 1)] * 2})
     assert response.status_code == 400
     assert error_of(response)["code"] == "context_length_exceeded"
 

@@ -7,6 +7,7 @@ import json
 import logging
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,27 +158,45 @@ class Choking:
         return len(text)
 
 
-@pytest.mark.parametrize("content", [False, True])
-def test_an_embedder_that_quotes_the_question(bench: Bench, content: bool) -> None:
+@contextmanager
+def logged(*, content: bool) -> Iterator[io.StringIO]:
+    """What the server logs, as JSON."""
     out = io.StringIO()
     handler = logging.StreamHandler(out)
     handler.setFormatter(JsonFormatter(content=content))
     log = logging.getLogger("server")
-    embedder = Choking()
-    queries = QueryBatcher(embedder)
     log.addHandler(handler)
     try:
-        with bench.serve(questions=QuerySide.of(embedder, queries)) as running:
-            assert running.ask().headers["x-rag-status"] == "degraded"
-            refused = running.ask(rag={"on_error": "fail"})
+        yield out
     finally:
         log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("content", [False, True])
+def test_an_embedder_that_quotes_the_question(bench: Bench, content: bool) -> None:
+    embedder = Choking()
+    queries = QueryBatcher(embedder)
+    try:
+        with (
+            logged(content=content) as out,
+            bench.serve(questions=QuerySide.of(embedder, queries)) as running,
+        ):
+            assert running.ask().headers["x-rag-status"] == "degraded"
+            refused = running.ask(rag={"on_error": "fail"})
+            searched = running.client.post(
+                "/v1/vector_stores/docs/search", json={"query": QUESTION}
+            )
+    finally:
         bench.run(queries.close())
     assert refused.status_code == 503
+    assert searched.status_code == 500
+    error = searched.json()["error"]
+    assert error["code"] == "embedder_unavailable"
+    assert "choking" not in error["message"]
+    assert searched.headers["x-request-id"] in error["message"]
     lines = [json.loads(line) for line in out.getvalue().splitlines()]
-    said = [line["message"] for line in lines if "retrieval failed" in line["message"]]
-    assert len(said) == 2
-    assert all("embedder choking failed: " in message for message in said)
+    said = [line["message"] for line in lines if "embedder choking failed: " in line["message"]]
+    assert ["retrieval failed" in message for message in said] == [True, True, False]
     assert (QUESTION in out.getvalue()) is content
     assert QUESTION not in refused.text
 

@@ -16,6 +16,7 @@ from server.engine.scripted import Script, ScriptedEngine
 from server.engine.upstream import UpstreamOptions, open_upstream
 from tests.engine.test_upstream import OPENING, Answer, chunk, says, upstream, whole
 from tests.server.api.bench import ANSWER, QUESTION, Bench, Running, eventually
+from tests.server.api.test_log import logged
 
 ROUTING = {"small": "small", "large": "large"}
 SMALL, LARGE = Script(model="small", answer=ANSWER), Script(model="large", answer=ANSWER)
@@ -323,6 +324,23 @@ def test_its_429_is_the_client_s(bench: Bench, streamed: bool) -> None:
         response = near.ask(model="auto", stream=streamed)
         assert (response.status_code, response.headers["retry-after"]) == (429, "17")
         assert not large.seen.bodies
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_what_it_says_of_its_own_failure_is_for_the_log_that_shows_content(
+    bench: Bench, streamed: bool
+) -> None:
+    words = f"no memory at 10.0.0.7 for {QUESTION!r}"
+    oops = whole("500 Oops", json.dumps({"error": {"message": words}}).encode())
+    for content in (False, True):
+        with beside(bench, says(oops)) as (near, _), logged(content=content) as out:
+            response = near.ask(model="small", stream=streamed)
+        error = response.json()["error"]
+        assert (response.status_code, error["code"]) == (500, "engine_error")
+        assert error["message"].startswith("the engine failed")
+        assert response.headers["x-request-id"] in error["message"]
+        assert "'far' failed: " in out.getvalue()
+        assert (QUESTION in out.getvalue()) is content
 
 
 async def silent(_: bytes, reader: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -10,8 +11,16 @@ import pytest
 
 from retrieval.embed.base import Vectors
 from retrieval.errors import StoreUnavailable
+from retrieval.lexical import drop
 from retrieval.types import Hit
-from tests.server.api.bench import QUESTION, Bench, Running, eventually
+from tests.server.api.bench import (
+    QUESTION,
+    Bench,
+    Running,
+    eventually,
+    ingest_by_command,
+    write_documents,
+)
 from tests.server.api.test_bad_input import error_of
 from tests.server.api.test_faults import chroma_pid, frozen
 from tests.server.api.test_leaving import Silent, send
@@ -195,6 +204,33 @@ def test_a_store_of_another_embedder_is_a_conflict(bench: Bench) -> None:
     assert "another-model" in error_of(response)["message"]
     assert response.headers["x-should-retry"] == "false"
     bench.run(bench.services.handover.current.catalog.delete_store(store.id))
+
+
+@pytest.mark.parametrize("by", ["name", "id"])
+def test_a_damaged_keyword_index_says_what_helps_and_nothing_of_the_disk(
+    bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture, by: str
+) -> None:
+    open_ = bench.services.handover.current
+    folder = write_documents(tmp_path / "files")
+    ingest_by_command(bench.settings.data_dir, folder, "damaged")
+    store = bench.run(open_.catalog.find_store("local", "damaged"))
+    lexical = bench.settings.data_dir / "lexical"
+    (lexical / store.index_name / "meta.json").write_text("{}")
+    try:
+        with bench.serve() as running:
+            response = running.client.post(
+                f"/v1/vector_stores/{getattr(store, by)}/search", json={"query": "x"}
+            )
+    finally:
+        bench.run(open_.catalog.delete_store(store.id))
+        drop(lexical, store.index_name)
+    error = error_of(response)
+    assert (response.status_code, error["code"]) == (503, "index_missing")
+    assert response.headers["x-should-retry"] == "false"
+    assert repr(getattr(store, by)) in error["message"]
+    assert "`groundwire reindex`" in error["message"]
+    assert str(lexical) not in response.text
+    assert f"{store.id} cannot be searched: the keyword index {lexical}" in caplog.text
 
 
 def test_chroma_that_does_not_answer_in_time(bench: Bench) -> None:
