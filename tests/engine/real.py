@@ -64,6 +64,7 @@ def settings_for(data_dir: Path, **changes: Any) -> Settings:
         data_dir=data_dir,
         default_store="facts",
         port=0,
+        retrieval_timeout_seconds=30,  # other tests keep the machine busy beside these
         vllm_args=[
             "--enforce-eager",
             f"--max-model-len={MAX_MODEL_LEN}",

@@ -69,7 +69,12 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             [*command, *tracing, *settings.vllm_args],
             stdout=out,
             stderr=out,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "OTEL_BSP_SCHEDULE_DELAY": "100"},
+            env={
+                **os.environ,
+                "PYTHONUNBUFFERED": "1",
+                "OTEL_BSP_SCHEDULE_DELAY": "100",
+                "GROUNDWIRE_RETRIEVAL_TIMEOUT_SECONDS": "30",
+            },
         )
         try:
             url = wait_for_url(popen, log)
