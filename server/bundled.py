@@ -26,6 +26,8 @@ Progress = Callable[[str], None]
 #: values are 23 KB a token (30 layers, 3 heads, 64 wide, two of two bytes), twice that in float32: this holds
 #: 46,000 or 23,000 tokens.
 KV_CACHE_BYTES = 2**30
+#: For requests that set none: as its model card has it. At vLLM's temperature of 1 its answers are word salad.
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 #: What Linux calls the instructions that multiply bfloat16 (x86 and ARM).
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
@@ -46,6 +48,7 @@ def chat_model_flags(cpu: str | None = None) -> list[str]:
     return [
         f"--kv-cache-memory-bytes={KV_CACHE_BYTES}",
         f"--dtype={'bfloat16' if native else 'float32'}",
+        f"--override-generation-config={json.dumps(SAMPLING)}",
     ]
 
 

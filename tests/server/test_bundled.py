@@ -219,3 +219,9 @@ def test_the_pins_name_what_they_pin() -> None:
 )
 def test_the_chat_model_computes_in_bfloat16_only_where_the_cpu_can(cpu: str, dtype: str) -> None:
     assert f"--dtype={dtype}" in chat_model_flags(cpu)
+
+
+def test_the_chat_model_samples_as_its_card_has_it() -> None:
+    flags = dict(flag.split("=", 1) for flag in chat_model_flags(""))
+    sampling = json.loads(flags["--override-generation-config"])
+    assert sampling == {"temperature": 0.2, "top_p": 0.9}
